@@ -1,0 +1,166 @@
+"""The FreqFusion pixel decoder: fuses the encoder's feature maps, coarse to fine, into one map at stride 4.
+
+Papers: FreqFusion (TPAMI 2024, https://arxiv.org/abs/2408.12879) as used by OffSeg (https://arxiv.org/abs/2508.08811).
+Source: HVision-NKU/OffSeg @ 1414f6d, mmseg/models/decode_heads/{offseg_head,freqfusion}.py. Changed here: options that
+OffSeg never sets are gone, kernels are normalised once, similarities are dot products of vectors normalised once, and
+the sampling positions are written relative to the pixel itself.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .carafe import carafe, reassembly_kernels, weighted_gather
+from .layers import ConvNorm
+
+
+NUM_GROUPS = 4  # channel groups, each of which is sampled with displacements of its own
+LOW_PASS_SIZE = 5
+HIGH_PASS_SIZE = 3
+
+
+class FreqFusionPixelDecoder(nn.Module):
+    """Projects the feature maps, then fuses them from the coarsest to the finest with [`FreqFusion`]."""
+
+    def __init__(self, in_channels: list[int], lateral_channels: list[int], out_channels: int):
+        super().__init__()
+        group_norm = partial(nn.GroupNorm, 32)
+        self.lateral_convs = nn.ModuleList(
+            ConvNorm(channels, lateral, bias=False, norm=group_norm)
+            for channels, lateral in zip(in_channels, lateral_channels)
+        )
+        self.fusions = nn.ModuleList()
+        *finer, fused_channels = lateral_channels
+        for channels in reversed(finer):
+            self.fusions.append(FreqFusion(channels, fused_channels))
+            fused_channels += channels
+        self.output_conv = ConvNorm(fused_channels, out_channels, bias=False, norm=group_norm)
+
+    def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
+        *finer, fused = [conv(feature_map).relu_() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
+        for fusion, feature_map in zip(self.fusions, reversed(finer)):
+            fused = fusion(feature_map, fused)
+        return self.output_conv(fused).relu_()
+
+
+class FreqFusion(GradientCheckpointingLayer):
+    """Upsamples a coarse map with adaptive low-pass kernels, sharpens a fine one with adaptive high-pass kernels, and
+    concatenates the two."""
+
+    def __init__(self, high_res_channels: int, low_res_channels: int):
+        super().__init__()
+        channels = (high_res_channels + low_res_channels) // 4
+        self.high_res_compressor = nn.Conv2d(high_res_channels, channels, 1)
+        self.low_res_compressor = nn.Conv2d(low_res_channels, channels, 1)
+        self.low_pass_generator = nn.Conv2d(channels, LOW_PASS_SIZE**2, 3, padding=1)
+        self.high_pass_generator = nn.Conv2d(channels, HIGH_PASS_SIZE**2, 3, padding=1)
+        self.sampler = SimilarityGuidedSampler(channels)
+
+    def forward(self, high_res: Tensor, low_res: Tensor) -> Tensor:
+        """(batch, c, 2 * height, 2 * width), (batch, d, height, width) -> (batch, c + d, 2 * height, 2 * width)."""
+        compressed_high, compressed_low = self.high_res_compressor(high_res), self.low_res_compressor(low_res)
+
+        # Both kernels see both maps. The coarse map's half of them is brought to the fine grid by the kernels so far.
+        high_logits = self.high_pass_generator(compressed_high)
+        compressed_high = sharpen(compressed_high, high_logits)
+        low_logits = self.low_pass_generator(compressed_high)
+        low_logits = low_logits + upsample(self.low_pass_generator(compressed_low), low_logits)
+        high_logits = high_logits + upsample(self.high_pass_generator(compressed_low), low_logits)
+
+        high_res = sharpen(high_res, high_logits)
+        low_res = self.sampler(compressed_high, compressed_low, upsample(low_res, low_logits))
+        return concatenate_groups(high_res, low_res)
+
+
+def upsample(features: Tensor, kernel_logits: Tensor) -> Tensor:
+    """Doubles the resolution with one low-pass kernel per output pixel."""
+    return carafe(features, reassembly_kernels(kernel_logits), scale=2)
+
+
+def sharpen(features: Tensor, kernel_logits: Tensor) -> Tensor:
+    """Adds what a low-pass kernel per pixel takes away, the high frequencies."""
+    return 2 * features - carafe(features, reassembly_kernels(kernel_logits))
+
+
+def concatenate_groups(*maps: Tensor) -> Tensor:
+    """Concatenates maps of equal size inside each of the channel groups, not group after group."""
+    grouped = [x.permute(0, 2, 3, 1).unflatten(-1, (NUM_GROUPS, -1)) for x in maps]
+    return torch.cat(grouped, dim=-1).flatten(3).permute(0, 3, 1, 2)
+
+
+class SimilarityGuidedSampler(nn.Module):
+    """Resamples an upsampled map, each channel group at displaced positions, to straighten object boundaries.
+
+    The displacements come from the similarity of every pixel to its neighbours, in the fine and in the coarse map.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+        coordinates = 2 * NUM_GROUPS  # (x, y) per group
+        self.displacement = conv(8, 4 * coordinates)
+        self.displacement_scale = conv(channels, 4 * coordinates)
+        self.high_res_displacement = conv(8, coordinates)
+        self.high_res_displacement_scale = conv(channels, coordinates)
+        self.high_res_norm = nn.GroupNorm(channels // 8, channels)
+        self.low_res_norm = nn.GroupNorm(channels // 8, channels)
+
+    def forward(self, high_res: Tensor, low_res: Tensor, upsampled: Tensor) -> Tensor:
+        """Guides (batch, channels, 2 * height, 2 * width) and (batch, channels, height, width); returns `upsampled`,
+        of shape (batch, any, 2 * height, 2 * width), resampled."""
+        high_res, low_res = self.high_res_norm(high_res), self.low_res_norm(low_res)
+        displacement = self.high_res_displacement(local_similarity(high_res)) + F.pixel_shuffle(
+            self.displacement(local_similarity(low_res)), 2
+        )
+        scale = self.high_res_displacement_scale(high_res) + F.pixel_shuffle(self.displacement_scale(low_res), 2)
+        # The network speaks of pixels of the coarse map, which are two of the fine one.
+        return sample_displaced(upsampled, 2 * displacement * scale.sigmoid())
+
+
+def local_similarity(features: Tensor, distance: int = 2) -> Tensor:
+    """Cosine similarity of every pixel to its eight neighbours at `distance`, row by row; 0 outside of the map.
+
+    (batch, channels, height, width) -> (batch, 8, height, width)
+    """
+    batch, channels, height, width = features.shape
+    normalized = F.normalize(features.permute(0, 2, 3, 1), dim=-1, eps=1e-8)
+    rows = F.pad(normalized, (0, 0, distance, distance, distance, distance)).flatten(1, 2)
+    row_length = width + 2 * distance
+    before, after = [], []
+    # A neighbour is a constant number of rows away, and similarity is symmetric: four products give all eight.
+    for steps in (row_length + 1, row_length, row_length - 1, 1):
+        shift = distance * steps
+        similarity = (rows[:, :-shift] * rows[:, shift:]).sum(dim=-1)
+        before.append(F.pad(similarity, (shift, 0)))
+        after.append(F.pad(similarity, (0, shift)))
+    similarities = torch.stack(before + after[::-1], dim=1).unflatten(2, (-1, row_length))
+    return similarities[:, :, distance : distance + height, distance : distance + width]
+
+
+def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
+    """Samples `features` bilinearly, every pixel and channel group at its own position plus a displacement.
+
+    features: (batch, channels, height, width), continued beyond its border; displacement, in pixels:
+    (batch, 2 * groups, height, width), the groups' x first. Returns the shape of `features`.
+    """
+    batch, channels, height, width = features.shape
+    x, y = displacement.permute(0, 2, 3, 1).unflatten(-1, (2, -1)).unbind(-2)  # (batch, height, width, groups)
+    rows_of_image = torch.arange(height, device=x.device)[:, None, None]
+    columns = torch.arange(width, device=x.device)[:, None]
+    x, y = (columns + x.float()).clamp(0, width - 1), (rows_of_image + y.float()).clamp(0, height - 1)
+    left, top = x.detach().floor().long(), y.detach().floor().long()
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    x, y = x - left, y - top
+
+    image = torch.arange(batch, device=x.device)[:, None, None, None] * height
+    group = torch.arange(NUM_GROUPS, device=x.device)
+    corners = [(top, left), (top, right), (bottom, left), (bottom, right)]
+    indices = torch.stack([((image + j) * width + i) * NUM_GROUPS + group for j, i in corners], dim=-1)
+    weights = torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], dim=-1)
+    rows = features.permute(0, 2, 3, 1).reshape(-1, channels // NUM_GROUPS)
+    sampled = weighted_gather(rows, indices.flatten(0, -2), weights.flatten(0, -2))
+    return sampled.view(batch, height, width, channels).permute(0, 3, 1, 2)
