@@ -1,23 +1,19 @@
 """The EfficientFormerV2 encoder, at the resolutions of dense prediction.
 
 Paper: "Rethinking Vision Transformers for MobileNet Size and Speed" (https://arxiv.org/abs/2212.08059). Source:
-HVision-NKU/OffSeg @ 1414f6d, mmseg/models/backbones/efficientformer_v2.py. Changed here: attention biases are looked
-up by arithmetic instead of stored index tables, and every block knows an equal with less arithmetic for inference.
+HVision-NKU/OffSeg @ 1414f6d, mmseg/models/backbones/efficientformer_v2.py. Changed here: every block knows an equal
+with less arithmetic for inference.
 """
 
 from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .layers import ConvNorm, DropPath, FixedBatchNorm2d, concatenate_convs, frozen, fuse, gelu, scale_output
-
-
-NUM_HEADS = 8
-VALUE_RATIO = 4  # channels of a value per channel of a key
+from .attention import Attention2d, AttentionDownsample
+from .layers import ConvNorm, DropPath, FixedBatchNorm2d, fuse, gelu, scale_output
 
 
 class EfficientFormerV2Encoder(nn.Module):
@@ -141,93 +137,6 @@ class ConvMlp(nn.Module):
         return self.project(gelu(self.depthwise(gelu(self.expand(x)))))
 
 
-class Attention2d(nn.Module):
-    """Global attention whose heads are mixed before and after the softmax, with a local convolution beside it.
-
-    With `stride` 2 it attends at half the resolution and upsamples what it found.
-    """
-
-    def __init__(
-        self, channels: int, grid_size: int, stride: int, conv_norm: Callable[..., ConvNorm], key_dim: int = 32
-    ):
-        super().__init__()
-        self.stride = stride
-        self.scale = key_dim**-0.5
-        key_channels, value_channels = NUM_HEADS * key_dim, NUM_HEADS * key_dim * VALUE_RATIO
-        depthwise = partial(conv_norm, kernel_size=3)
-        self.downsample = depthwise(channels, channels, stride=2, groups=channels) if stride == 2 else nn.Identity()
-        self.query = conv_norm(channels, key_channels)
-        self.key = conv_norm(channels, key_channels)
-        self.value = conv_norm(channels, value_channels)
-        self.value_local = depthwise(value_channels, value_channels, groups=value_channels)
-        self.talking_head1 = TalkingHeads()
-        self.talking_head2 = TalkingHeads()
-        self.attention_bias = AttentionBias(grid_size)
-        self.project = conv_norm(value_channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        similarity = self.scale * split_heads(query) @ split_heads(key).transpose(-1, -2)
-        attention = self.talking_head1(similarity + self.attention_bias(*similarity.shape[-2:])).softmax(dim=-1)
-        return self.output(self.talking_head2(attention) @ split_heads(value), value)
-
-    def output(self, attended: Tensor, value: Tensor) -> Tensor:
-        x = merge_heads(attended, value.shape[-2:]) + self.value_local(value)
-        if self.stride > 1:
-            x = F.interpolate(x, scale_factor=self.stride, mode="bilinear")
-        return self.project(gelu(x))
-
-    def fused(self) -> nn.Module:
-        return FusedAttention2d(self)
-
-
-class FusedAttention2d(Attention2d):
-    """[`Attention2d`] for inference: one projection of the input, a mixing that holds the scale, a mixed bias that is
-    kept, and as many queries at a time as stay in cache.
-
-    The bias of the first mixing is the same for all keys of a query, so the softmax does not see it.
-    """
-
-    queries_at_a_time = 256
-
-    def __init__(self, attention: Attention2d):
-        nn.Module.__init__(self)
-        self.stride = attention.stride
-        self.downsample = fuse(attention.downsample)
-        projections = [fuse(projection) for projection in (attention.query, attention.key, attention.value)]
-        self.query_key_value = concatenate_convs(projections)
-        self.split_sizes = [projection.out_channels for projection in projections]
-        self.value_local = fuse(attention.value_local)
-        mixing = attention.talking_head1.weight.flatten(1)
-        self.mixing = frozen(attention.scale * mixing)
-        self.talking_head2 = attention.talking_head2
-        bias = attention.attention_bias
-        self.attention_bias = CachedAttentionBias(bias.grid_size, bias.query_stride, mixing @ bias.table)
-        self.project = fuse(attention.project)
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.query_key_value(self.downsample(x)).split(self.split_sizes, dim=1)
-        query, key, value_heads = split_heads(query), split_heads(key).transpose(-1, -2), split_heads(value)
-        bias = self.attention_bias(query.shape[-2], key.shape[-1])
-        attended = []
-        for queries, biases in zip(query.split(self.queries_at_a_time, 2), bias.split(self.queries_at_a_time, 2)):
-            attention = mix_heads(self.mixing, queries @ key).add_(biases).softmax(dim=-1)
-            attended.append(self.talking_head2(attention) @ value_heads)
-        return self.output(torch.cat(attended, dim=2), value)
-
-
-class TalkingHeads(nn.Conv2d):
-    """A 1x1 convolution over pairs of positions that mixes the heads (https://arxiv.org/abs/2003.02436), done as the
-    small product that it is."""
-
-    def __init__(self):
-        super().__init__(NUM_HEADS, NUM_HEADS, 1)
-
-    def forward(self, attention: Tensor) -> Tensor:
-        return mix_heads(self.weight.flatten(1), attention) + self.bias[:, None, None]
-
-
 class Downsample(nn.Module):
     """Halves the resolution with a strided convolution, beside which the last one of the encoder attends."""
 
@@ -245,111 +154,3 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         projected = self.projection(x)
         return projected if self.attention is None else projected + self.attention(x)
-
-
-class AttentionDownsample(nn.Module):
-    """Attention from every second pixel, in both directions, to all pixels, with a local convolution beside it."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        grid_size: int,
-        conv_norm: Callable[..., ConvNorm],
-        key_dim: int = 16,
-    ):
-        super().__init__()
-        key_channels, value_channels = NUM_HEADS * key_dim, NUM_HEADS * key_dim * VALUE_RATIO
-        self.query = LocalGlobalQuery(in_channels, key_channels, conv_norm)
-        self.key = conv_norm(in_channels, key_channels)
-        self.value = conv_norm(in_channels, value_channels)
-        self.value_local = conv_norm(value_channels, value_channels, kernel_size=3, stride=2, groups=value_channels)
-        self.attention_bias = AttentionBias(grid_size, query_stride=2)
-        self.project = conv_norm(value_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value = self.value(x)
-        local = self.value_local(value)
-        query, key, value = split_heads(self.query(x)), split_heads(self.key(x)), split_heads(value)
-        bias = self.attention_bias(query.shape[-2], key.shape[-2])
-        # Kernels that never hold the whole attention map want keys as long as values: zeros do not change a product.
-        scale, padding = query.shape[-1] ** -0.5, (0, value.shape[-1] - query.shape[-1])
-        query, key = F.pad(query, padding), F.pad(key, padding)
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-        return self.project(gelu(merge_heads(x, local.shape[-2:]) + local))
-
-
-class LocalGlobalQuery(nn.Module):
-    """Queries from every second pixel, in both directions, and from a convolution around it."""
-
-    def __init__(self, in_channels: int, out_channels: int, conv_norm: Callable[..., ConvNorm]):
-        super().__init__()
-        self.local = nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels)
-        self.project = conv_norm(in_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.local(x) + x[..., ::2, ::2])
-
-    def fused(self) -> nn.Module:
-        """The same with the pixel itself as one more weight at the centre of the convolution."""
-        self.local.weight = frozen(self.local.weight)
-        self.local.weight[:, :, 1, 1] += 1
-        return nn.Sequential(self.local, fuse(self.project))
-
-
-class AttentionBias(nn.Module):
-    """One learned bias per head and per distance, in rows and in columns, between a query and a key.
-
-    The distances are those of a square grid of `grid_size` pixels; for another grid the table of all pairs is resized
-    over its two axes, queries and keys, as if they were the sides of an image (so does the official code).
-    """
-
-    def __init__(self, grid_size: int, query_stride: int = 1):
-        super().__init__()
-        self.grid_size = grid_size
-        self.query_stride = query_stride
-        self.table = nn.Parameter(torch.zeros(NUM_HEADS, grid_size**2))
-
-    def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """Returns (1, heads, num_queries, num_keys)."""
-        position = torch.arange(self.grid_size, device=self.table.device)
-        distance = (position[:: self.query_stride, None] - position).abs()
-        index = self.grid_size * distance[:, None, :, None] + distance[:, None, :]  # (y, x) of queries, (y, x) of keys
-        index = index.flatten(0, 1).flatten(1)  # (queries, keys)
-        bias = self.table.index_select(1, index.flatten()).unflatten(1, index.shape)
-        return F.interpolate(bias[None], size=(num_queries, num_keys), mode="bicubic")
-
-    def fused(self) -> nn.Module:
-        return CachedAttentionBias(self.grid_size, self.query_stride, self.table)
-
-
-class CachedAttentionBias(AttentionBias):
-    """An attention bias that is made once per image size; for inference, where the table does not change."""
-
-    def __init__(self, grid_size: int, query_stride: int, table: Tensor):
-        super().__init__(grid_size, query_stride)
-        self.table = frozen(table)
-        self.cache = None, None
-
-    def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super().forward(num_queries, num_keys)
-        key = num_queries, num_keys, self.table.dtype, self.table.device
-        if self.cache[0] != key:
-            self.cache = key, super().forward(num_queries, num_keys)
-        return self.cache[1]
-
-
-def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
-    """(heads, heads), (batch, heads, queries, keys) -> (batch, heads, queries, keys)."""
-    return torch.einsum("gh,bhqk->bgqk", mixing, attention)
-
-
-def split_heads(x: Tensor) -> Tensor:
-    """(batch, heads * channels, height, width) -> (batch, heads, height * width, channels)."""
-    return x.flatten(2).unflatten(1, (NUM_HEADS, -1)).transpose(-1, -2)
-
-
-def merge_heads(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(batch, heads, height * width, channels) -> (batch, heads * channels, height, width), channels last."""
-    return x.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, size)

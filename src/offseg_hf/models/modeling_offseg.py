@@ -17,8 +17,9 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .attention import AttentionBias
 from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
-from .encoder_efficientformer_v2 import AttentionBias, ConvMlp, EfficientFormerV2Encoder, EncoderBlock
+from .encoder_efficientformer_v2 import ConvMlp, EfficientFormerV2Encoder, EncoderBlock
 from .layers import fuse
 from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder

@@ -34,15 +34,14 @@ class OffsetLearning(nn.Module):
         if self.class_offset_proj is not None:
             # Every class gathers pixels. Transposed first: a softmax over thousands of pixels is faster, and loses no
             # digits in its sum, where they are neighbours in memory.
-            class_attention = coupled_attention.transpose(1, 2).softmax(dim=-1)
-            aligned_classes = classes + self.class_offset_proj(class_attention @ features)
+            gathered = coupled_attention.transpose(1, 2).softmax(dim=-1) @ features
+            aligned_classes = classes + self.class_offset_proj(gathered)
             logits = features @ aligned_classes.transpose(1, 2)
 
         if self.feature_offset_proj is not None:
-            # Every pixel gathers classes: feature_offset = position_attention @ feature_offset_proj(classes). All that
+            # Every pixel gathers classes: feature_offset = feature_offset_proj(position_attention @ classes). All that
             # the logits want of it are its products with the aligned classes, so a classes x classes matrix is enough.
-            position_attention = coupled_attention.softmax(dim=-1)
             offset_logits = self.feature_offset_proj(classes) @ aligned_classes.transpose(1, 2)
-            logits = logits + position_attention @ offset_logits
+            logits = logits + coupled_attention.softmax(dim=-1) @ offset_logits
 
         return self.logit_norm(logits).transpose(1, 2).unflatten(2, (height, width))

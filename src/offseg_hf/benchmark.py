@@ -1,0 +1,65 @@
+"""Measuring what depends on the machine and the moment: times as ratios in one process, memory in a fresh one."""
+
+import ctypes
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def interleaved_medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of every function, after one call of each that does not count.
+
+    They take turns, so that a machine which slows down slows all of them down.
+    """
+    seconds = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes by which the resident set grows at most while `function` runs, after one call that does not count.
+
+    Start the process with `MALLOC_MMAP_THRESHOLD_` set to some 100 kB: otherwise glibc keeps freed tensors in its heap
+    and the result says more about its fragments than about the tensors alive. Linux only.
+    """
+    function()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    base = _resident_set("VmRSS")
+    function()
+    return _resident_set("VmHWM") - base
+
+
+def machine() -> str:
+    """The processor, the number of threads and the versions that a measurement was made with."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"{processor} ({capability}), {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def markdown_table(header: list[str], rows: list[list[object]]) -> str:
+    """Rows under a header; everything but the first column is aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _resident_set(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"expected {field} in /proc/self/status")

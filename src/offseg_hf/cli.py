@@ -1,0 +1,192 @@
+"""The `offseg` command. What is heavy is imported inside the commands, so that `--help` answers at once.
+
+Exit codes: 0 all done; 1 an error, an input that failed, or an output that exists and was kept; 2 wrong usage;
+130 interrupted. `OFFSEG_DEBUG=1` shows the traceback of an error.
+"""
+
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from offseg_hf import __version__
+
+
+app = typer.Typer(
+    help="Semantic segmentation by offset learning.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+stdout = Console(highlight=False, markup=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what exists at the output; otherwise it is kept.")
+]
+
+
+class DType(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make the function a command whose errors are one line on stderr and exit code 1; 130 if it is interrupted."""
+
+    @app.command()
+    @wraps(function)
+    def run(*args, **kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            stderr.print("interrupted")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit) or os.environ.get("OFFSEG_DEBUG"):
+                raise
+            stderr.print("error:", _message(error), style="red")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    first_line = str(error).partition("\n")[0]
+    return f"unexpected {type(error).__name__}: {first_line} (OFFSEG_DEBUG=1 shows where)"
+
+
+@app.callback(invoke_without_command=True)
+def offseg(
+    show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    if show_version:
+        stdout.print(f"offseg-hf {__version__}")
+        raise typer.Exit
+
+
+@command
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the official code (.pth).")],
+    preset: Annotated[str, typer.Option(help="What it is a checkpoint of; see `offseg presets`.")],
+    output: Annotated[Path, typer.Option(help="Folder for model, image processor and code.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert an official checkpoint to a transformers model, complete for the Hub."""
+    from offseg_hf.presets import get_preset
+
+    get_preset(preset)  # a wrong name is an error before torch is imported
+
+    from offseg_hf.conversion import convert_checkpoint
+
+    _quiet_libraries()
+    report = convert_checkpoint(checkpoint, preset, output, overwrite=overwrite)
+    for name in report.dropped:
+        stdout.print("dropped", name)
+    stdout.print(
+        f"{report.output}: {preset}, {report.num_parameters:,} parameters, from {report.used} tensors of {checkpoint} "
+        f"({len(report.dropped)} dropped)"
+    )
+
+
+@command
+def segment(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Files, folders (with subfolders), globs.")],
+    model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results.")],
+    overwrite: Overwrite = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default cuda if there is.")] = None,
+    dtype: Annotated[DType, typer.Option(help="Precision of the model.")] = DType.float32,
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the classes' colours on the photo.")] = 0.6,
+) -> None:
+    """Write label map (PNG), overlay with legend (PNG) and class shares (JSON) of every image.
+
+    Every input is tried; the exit code is 1 if one failed, or was left alone because its results exist.
+    """
+    import torch
+
+    from offseg_hf.segmentation import Segmenter, make_folder, plan
+    from offseg_hf.segmentation import segment as segment_jobs
+
+    _quiet_libraries()
+    jobs, outcomes = plan(images, output, overwrite)
+    for outcome in outcomes:
+        _report(outcome)
+    if jobs:
+        make_folder(output)
+        segmenter = Segmenter(model, device, getattr(torch, dtype))
+        with _progress() as progress:
+            for outcome in progress.track(segment_jobs(jobs, segmenter, opacity), total=len(jobs)):
+                outcomes.append(outcome)
+                _report(outcome)
+    written = sum(outcome.status == "written" for outcome in outcomes)
+    if written:
+        stdout.print(f"{written} of {len(outcomes)} segmented, see {output}")
+    if written < len(outcomes):
+        raise typer.Exit(1)
+
+
+@command
+def presets() -> None:
+    """List the recipes: names, sizes, data sets and how they are tested."""
+    from offseg_hf.presets import PRESETS
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    for title in ("params", "data set", "classes", "resized to", "windows"):
+        table.add_column(title, justify="right" if title in ("params", "classes") else "left")
+    for preset in PRESETS.values():
+        protocol = preset.protocol
+        size = f"{protocol.scale[0]}x{protocol.scale[1]}"
+        windows = f"{protocol.window}/{protocol.stride}" if protocol.window else "whole"
+        parameters = f"{preset.num_parameters / 1e6:.2f} M"
+        table.add_row(preset.name, parameters, preset.labels.title, str(len(preset.labels)), size, windows)
+    stdout.print(table, width=None if stdout.is_terminal else 120)
+
+
+def _report(outcome) -> None:
+    if outcome.status == "failed":
+        stderr.print(f"error: {outcome.source}: {outcome.message}", style="red")
+    elif outcome.status == "kept":
+        stderr.print(f"kept: {outcome.source}: {outcome.message} (--overwrite replaces it)", style="yellow")
+
+
+def _progress():
+    """A progress bar on stderr; nothing where stderr is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+def _quiet_libraries() -> None:
+    """Their warnings are for programmers; progress of downloads stays, where someone watches."""
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not stderr.is_terminal:
+        disable_progress_bars()
+
+
+def main() -> None:
+    app(prog_name="offseg")
+
+
+if __name__ == "__main__":
+    main()

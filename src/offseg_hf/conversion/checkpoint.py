@@ -1,0 +1,293 @@
+"""Read the weights of an official checkpoint without running anything that it names.
+
+Three formats are recognised by content: PyTorch's zip, PyTorch's older stream
+(`torch.save(..., _use_new_zipfile_serialization=False)`) and safetensors. The pickles in the first two are read as
+data (see `inert_pickle`), so a training checkpoint of mmengine needs no mmengine, and a hostile one changes nothing.
+
+An exponential moving average needs no option: mmengine's `EMAHook.before_save_checkpoint` swaps the averaged weights
+*into* `state_dict` and keeps the raw ones in `ema_state_dict`, and its evaluation loads `state_dict`. So do we.
+"""
+
+import io
+import math
+import mmap
+import re
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+
+from offseg_hf.conversion.inert_pickle import Global, InertUnpickler, Opaque
+
+
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+DATA_PARALLEL_PREFIX = "module."
+STREAM_MAGIC = 0x1950A86A20F9469CFC6C
+STREAM_VERSION = 1001
+EXPECTED = "expected a PyTorch checkpoint (.pth) or a safetensors file"
+DOWNLOAD_AGAIN = "download it again"
+# What the readers raise on damaged bytes (a broken pickle is a ValueError).
+DAMAGE = (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, struct.error, SafetensorError)
+
+STORAGE_DTYPES = {
+    f"{module}.{name}Storage": dtype
+    for module in ("torch", "torch.cuda")
+    for name, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+        "ComplexFloat": torch.complex64,
+        "ComplexDouble": torch.complex128,
+    }.items()
+}
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint we can read, or not the one that was asked for."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A flat buffer of `numel` elements that the file keeps under `key`."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor as the pickle describes it: a strided view of a storage, in elements."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+StorageLoader = Callable[[Storage], torch.Tensor]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict in the file at `path`, on the CPU: names without a wrapper's `module.`, dtypes as stored.
+
+    Tensors that share a storage in the file share memory here. Raises `CheckpointError` for anything that is not a
+    whole checkpoint and `OSError` for a file that cannot be opened.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: {EXPECTED}, got a directory; name the file in it")
+    with path.open("rb") as file:
+        try:
+            weights = _read(file, path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())
+            message = f"{EXPECTED}, got a truncated or damaged one ({reason}); {DOWNLOAD_AGAIN}"
+            raise CheckpointError(f"{path}: {message}") from error
+    if weights and all(name.startswith(DATA_PARALLEL_PREFIX) for name in weights):
+        weights = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _read(file: BinaryIO, path: Path) -> dict[str, torch.Tensor]:
+    head = file.read(512)
+    file.seek(0)
+    if not head:
+        raise CheckpointError(f"{EXPECTED}, got an empty file; {DOWNLOAD_AGAIN}")
+    if head.startswith(b"PK"):
+        return _read_zip(file)
+    if head.startswith(b"\x80"):
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _read_stream(content)
+    if head[8:9] == b"{":
+        return load_safetensors(path)
+    raise CheckpointError(f"{EXPECTED}, got {_describe(head, path.stat().st_size)}")
+
+
+def _describe(head: bytes, size: int) -> str:
+    """What a file that is no checkpoint probably is, and what to do about it."""
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"a web page of {size} bytes; use the link of the file itself, not of the page that shows it"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the file it points to with `git lfs pull`"
+    if b"ustar" in head:
+        return "a tar archive; unpack it, or save a PyTorch < 0.2 checkpoint again with a newer PyTorch"
+    kind = "a text file" if head.isascii() and b"\0" not in head else "bytes of another format"
+    return f"{kind} of {size} bytes starting with {head[:16]!r}; {DOWNLOAD_AGAIN}"
+
+
+def _read_zip(file: BinaryIO) -> dict[str, torch.Tensor]:
+    """PyTorch's format since 1.6: `<root>/data.pkl` and one uncompressed member `<root>/data/<key>` per storage."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.namelist()
+        roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(roots) != 1:
+            raise CheckpointError(f"{EXPECTED}, got a zip archive without one data.pkl; unpack it")
+        root = roots[0]
+        if f"{root}constants.pkl" in members:
+            raise CheckpointError(f"{EXPECTED}, got a TorchScript archive; use the checkpoint it was made from")
+        if f"{root}byteorder" in members and _read_member(archive, f"{root}byteorder") != b"little":
+            raise CheckpointError("expected little-endian weights, got big-endian ones; save them on x86 or ARM")
+        contents = InertUnpickler(BUILDERS, _storage).load(io.BytesIO(_read_member(archive, f"{root}data.pkl")))
+
+        def load_storage(storage: Storage) -> torch.Tensor:
+            return _flat_tensor(_read_member(archive, f"{root}data/{storage.key}"), storage)
+
+        return _tensors(_state_dict(contents), load_storage)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        member = archive.getinfo(name)
+    except KeyError:
+        raise CheckpointError(f"{EXPECTED}, got a damaged one without {name!r}; {DOWNLOAD_AGAIN}") from None
+    if member.compress_type != zipfile.ZIP_STORED:  # PyTorch never compresses; a zip bomb must
+        raise CheckpointError(f"{EXPECTED}, got a compressed zip archive; unpack it and name the checkpoint in it")
+    try:
+        return archive.read(member)
+    except OSError as error:  # a damaged directory may send the reader anywhere
+        raise zipfile.BadZipFile(f"{name!r}: {error}") from error
+
+
+def _read_stream(content: mmap.mmap) -> dict[str, torch.Tensor]:
+    """PyTorch's format before 1.6: five pickles, then for every storage its length (int64) and its elements."""
+    storages: dict[str, Storage] = {}
+
+    def persistent_load(pid: object) -> object:
+        storage = _storage(pid)
+        if isinstance(storage, Storage):
+            storages[storage.key] = storage
+        return storage
+
+    if InertUnpickler({}, persistent_load).load(content) != STREAM_MAGIC:
+        raise CheckpointError(f"{EXPECTED}, got a pickle of something else; save model.state_dict() with torch.save")
+    version, system = (InertUnpickler({}, persistent_load).load(content) for _ in range(2))
+    if version != STREAM_VERSION or not isinstance(system, dict) or not system.get("little_endian", True):
+        raise CheckpointError(f"expected a little-endian stream, version {STREAM_VERSION}, got another; save it again")
+    contents = InertUnpickler(BUILDERS, persistent_load).load(content)
+    keys = InertUnpickler({}, persistent_load).load(content)
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
+        raise CheckpointError(f"{EXPECTED}, got one that lists storages which it does not use; {DOWNLOAD_AGAIN}")
+
+    position, starts = content.tell(), {}
+    for key in keys:
+        starts[key] = position + 8
+        position += 8 + storages[key].numel * storages[key].dtype.itemsize
+    if position > len(content):
+        missing = position - len(content)
+        raise CheckpointError(f"{EXPECTED}, got one whose last {missing} bytes are missing; {DOWNLOAD_AGAIN}")
+
+    def load_storage(storage: Storage) -> torch.Tensor:
+        if storage.key not in starts:
+            raise CheckpointError(f"{EXPECTED}, got a damaged one without storage {storage.key!r}; {DOWNLOAD_AGAIN}")
+        start = starts[storage.key]
+        numel = int.from_bytes(content[start - 8 : start], "little", signed=True)
+        if numel != storages[storage.key].numel:
+            raise CheckpointError(f"{EXPECTED}, got a damaged one (storage {storage.key!r} has {numel} elements)")
+        return _flat_tensor(content[start : start + storage.numel * storage.dtype.itemsize], storage)
+
+    return _tensors(_state_dict(contents), load_storage)
+
+
+def _flat_tensor(data: bytes, storage: Storage) -> torch.Tensor:
+    expected = storage.numel * storage.dtype.itemsize
+    if len(data) != expected:
+        message = f"storage {storage.key!r} has {len(data)} bytes instead of {expected}"
+        raise CheckpointError(f"{EXPECTED}, got a damaged one ({message}); {DOWNLOAD_AGAIN}")
+    return torch.frombuffer(bytearray(data), dtype=storage.dtype) if data else torch.empty(0, dtype=storage.dtype)
+
+
+def _storage(pid: object) -> Storage | Global | Opaque:
+    """What a persistent id names: ("storage", type, key, location, numel); or, in a stream, ("module", class, ...)."""
+    match pid:
+        case ("module", Global() as module_class, *_):
+            return module_class
+        case ("storage", Global(name), str(key), _, int(numel), *rest) if name in STORAGE_DTYPES and numel >= 0:
+            if not any(rest):
+                return Storage(key, STORAGE_DTYPES[name], numel)
+    return Opaque("persistent id")
+
+
+def _view(storage: object, offset: object, size: object, stride: object, *_: object) -> TensorView | Opaque:
+    """`torch._utils._rebuild_tensor_v2` as a record; gradients, hooks and metadata are of no use to a conversion."""
+    if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
+        return Opaque("torch.Tensor")
+    return TensorView(storage, offset, size, stride)
+
+
+def _ordered_dict(*pairs: object) -> dict | Opaque:
+    """An empty one, which the pickle then fills; only Python 2 passed the pairs as an argument."""
+    return Opaque("collections.OrderedDict") if pairs else {}
+
+
+BUILDERS = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor": _view,
+    "torch._utils._rebuild_tensor_v2": _view,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+}
+
+
+def _state_dict(contents: object) -> dict[str, TensorView]:
+    """The named tensors in a checkpoint's contents, taken out of their wrappers (`state_dict`, `model`, ...)."""
+    for _ in WRAPPERS:
+        if not isinstance(contents, dict):
+            break
+        contents = next((contents[key] for key in WRAPPERS if isinstance(contents.get(key), dict)), contents)
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"expected a state dict, got {_kind(contents)}; save model.state_dict() instead")
+    others = [f"{key!r} ({_kind(value)})" for key, value in contents.items() if not _is_named_tensor(key, value)]
+    if others or not contents:
+        listed = ", ".join(others[:10]) or "nothing"
+        message = f"got {len(others)} other entries: {listed}" if others else "got an empty one"
+        raise CheckpointError(f"expected a state dict of named tensors, {message}; save model.state_dict() instead")
+    return contents
+
+
+def _is_named_tensor(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, TensorView)
+
+
+def _kind(value: object) -> str:
+    return f"an object of {value.name!r}" if isinstance(value, Opaque | Global) else type(value).__name__
+
+
+def _tensors(views: dict[str, TensorView], load_storage: StorageLoader) -> dict[str, torch.Tensor]:
+    flat: dict[Storage, torch.Tensor] = {}
+    tensors = {}
+    for name, view in views.items():
+        _check_bounds(name, view)
+        if view.storage not in flat:
+            flat[view.storage] = load_storage(view.storage)
+        tensors[name] = flat[view.storage].as_strided(view.size, view.stride, view.offset)
+    return tensors
+
+
+def _check_bounds(name: str, view: TensorView) -> None:
+    """Refuse a view that reaches outside its storage, or whose description is not made of sane integers."""
+    numbers = (view.offset, *view.size, *view.stride)
+    sane = len(view.size) == len(view.stride) <= 16 and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    if sane and math.prod(view.size) <= sys.maxsize:
+        reach = sum((n - 1) * stride for n, stride in zip(view.size, view.stride, strict=True)) + 1
+        end = view.offset + (reach if 0 not in view.size else 0)
+        if end <= view.storage.numel:
+            return
+    message = f"{name!r} does not fit into its storage of {view.storage.numel} elements"
+    raise CheckpointError(f"{EXPECTED}, got a damaged one ({message}); {DOWNLOAD_AGAIN}")

@@ -1,0 +1,102 @@
+"""Fit the weights of one naming scheme onto the parameters of another, by a table of regexes."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+# Counts batches for a momentum that nobody uses; it exists or not, depending on who saved the file.
+COUNTER = "num_batches_tracked"
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How the keys of one family's checkpoints become ours.
+
+    `renames` (pattern, replacement) are applied one after another; `drops` (pattern of a whole official key, reason)
+    name what is not wanted; `transforms` (pattern at the end of one of our keys, function) change the tensor itself.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    drops: tuple[tuple[str, str], ...] = ()
+    transforms: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
+
+    def rename(self, key: str) -> str:
+        for pattern, replacement in self.renames:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    def is_dropped(self, key: str) -> bool:
+        return any(re.fullmatch(pattern, key) for pattern, _ in self.drops)
+
+    def transform(self, key: str, tensor: Tensor) -> Tensor:
+        for pattern, function in self.transforms:
+            if re.search(f"{pattern}$", key):
+                tensor = function(tensor)
+        return tensor
+
+
+@dataclass
+class Fit:
+    """Weights under our names, and everything that did not fit: nothing, if they belong to the model."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)  # our key -> official key
+    dropped: list[str] = field(default_factory=list)  # official keys
+    missing: list[str] = field(default_factory=list)  # our keys
+    left_over: list[str] = field(default_factory=list)  # official keys
+    misshaped: dict[str, str] = field(default_factory=dict)  # our key -> official key and both shapes, in words
+
+    @property
+    def is_complete(self) -> bool:
+        return not (self.missing or self.left_over or self.misshaped)
+
+    def counts(self) -> str:
+        """How many keys of each kind do not fit."""
+        return ", ".join(f"{len(keys)} {kind}" for kind, keys in self._kinds())
+
+    def problems(self) -> str:
+        """In one line, how many keys of each kind do not fit, and the first of them."""
+        return "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in self._kinds())
+
+    def _kinds(self) -> list[tuple[str, list[str]]]:
+        kinds = {"missing": self.missing, "left over": self.left_over, "mis-shaped": list(self.misshaped.values())}
+        return [(kind, keys) for kind, keys in kinds.items() if keys]
+
+
+def fit(official: Mapping[str, Tensor], table: KeyTable, ours: Mapping[str, Tensor]) -> Fit:
+    """Fit `official` weights onto `ours`, a model's state dict (which may live on the meta device).
+
+    Floating-point weights of any precision fit: loading them converts, and from half to float32 it does so exactly.
+    """
+    result = Fit()
+    for key, tensor in official.items():
+        name = table.rename(key)
+        if table.is_dropped(key) or (key.endswith(COUNTER) and name not in ours):
+            result.dropped.append(key)
+        elif name not in ours or name in result.weights:
+            result.left_over.append(key)
+        else:
+            tensor = table.transform(name, tensor)
+            if tensor.shape != ours[name].shape or not _is_compatible(tensor.dtype, ours[name].dtype):
+                result.misshaped[name] = f"{key} is {_describe(tensor)} instead of {_describe(ours[name])}"
+            result.weights[name] = tensor
+            result.origins[name] = key
+    result.missing = [name for name in ours if name not in result.weights and not name.endswith(COUNTER)]
+    return result
+
+
+def _is_compatible(dtype: torch.dtype, wanted: torch.dtype) -> bool:
+    return dtype == wanted or (dtype.is_floating_point and wanted.is_floating_point)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:LISTED]) + (", ..." if len(keys) > LISTED else "")

@@ -1,0 +1,1 @@
+"""Label sets, generated scenes, and (to come) data sets and transforms."""

@@ -1,0 +1,232 @@
+"""Images and label maps as numpy arrays: reading every kind of input, and resizing as the official pipeline does.
+
+The official test pipeline (mmcv on OpenCV) resizes uint8 images with `cv2.INTER_LINEAR`: no antialiasing, and
+fixed-point arithmetic whose rounding decides labels at class borders. `resize_bilinear` does the same arithmetic, bit
+by bit (compared with OpenCV 4.11 and 5.0). Source: OpenCV, modules/imgproc/src/resize.cpp.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
+
+
+# OpenCV's fixed point: interpolation weights are integers of 11 bits.
+WEIGHT_SCALE = 1 << 11
+
+# Label of pixels that count neither in the loss nor in the metric, and of padding.
+IGNORE_INDEX = 255
+
+# PIL's modes of one wide integer per pixel, and those that convert to RGB only, or only without a warning, through
+# another one.
+WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+MODE_BEFORE_RGB = {"P": "RGBA", "RGBa": "RGBA", "La": "LA"}
+
+
+def to_list(images: Any, ndim: int) -> list[Image.Image | np.ndarray | Tensor]:
+    """A flat list of images out of one, an array of one dimension more than `ndim`, or (nested) lists of images."""
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == ndim + 1:
+        return list(images)
+    return list(_flatten(images))
+
+
+def read_image(
+    image: Image.Image | np.ndarray | Tensor,
+    convert_rgb: bool = True,
+    input_data_format: str | ChannelDimension | None = None,
+) -> np.ndarray:
+    """An image as uint8 or float32 (channels, height, width), upright; three channels if `convert_rgb`.
+
+    As OpenCV loads files: alpha is dropped, not blended; of 16 bits the upper 8 are kept; a PIL image with an EXIF
+    orientation is turned upright. Booleans become 0 and 255, other integers must be in 0..255, floats keep their
+    values. The result may share memory with the input. Raises ValueError for what is not an image.
+    """
+    if isinstance(image, Image.Image):
+        _check_not_empty(image.size[::-1])
+        array = _pil_to_array(image, convert_rgb)
+        input_data_format = ChannelDimension.LAST
+    else:
+        array = _to_numpy(image)
+        _check_not_empty(array.shape)
+    array = _to_uint8_or_float32(array)
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3:
+        array = _channels_first(array, input_data_format, convert_rgb)
+    else:
+        raise ValueError(f"expected an array of 2 or 3 dimensions per image, got shape {array.shape}")
+    if convert_rgb:
+        array = np.repeat(array, 3, axis=0) if len(array) == 1 else array[:3]
+    return array
+
+
+def read_label_map(label_map: Image.Image | np.ndarray | Tensor) -> np.ndarray:
+    """A label map as int64 (height, width). Of a palette image the indices count, not the colours."""
+    array = np.array(label_map) if isinstance(label_map, Image.Image) else _to_numpy(label_map)
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array.squeeze(0 if array.shape[0] == 1 else -1)
+    if array.ndim != 2:
+        raise ValueError(
+            f"expected a label map of one class id per pixel, (height, width), got shape {array.shape}; "
+            "colours have to be mapped to ids first"
+        )
+    if array.dtype.kind not in "bui":
+        raise ValueError(f"expected a label map of integers, got {array.dtype}")
+    _check_not_empty(array.shape)
+    return array.astype(np.int64)
+
+
+def reduce_labels(label_map: np.ndarray) -> np.ndarray:
+    """Labels that start at 1 to labels that start at 0: 0, no class, becomes 255, which stays."""
+    return np.where((label_map == 0) | (label_map == IGNORE_INDEX), IGNORE_INDEX, label_map - 1)
+
+
+def pad_label_map(label_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pad (height, width) with 255 at the bottom and the right."""
+    padding = ((0, height - label_map.shape[0]), (0, width - label_map.shape[1]))
+    return np.pad(label_map, padding, constant_values=IGNORE_INDEX)
+
+
+def keep_ratio_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
+    """The largest (height, width) of the same aspect ratio within both edges, rounded as mmcv does."""
+    scale = shortest_edge / min(height, width)
+    if longest_edge is not None:
+        scale = min(longest_edge / max(height, width), scale)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`cv2.resize` with INTER_LINEAR, of (channels, height, width): uint8 bit by bit, float32 up to rounding."""
+    old_height, old_width = image.shape[-2:]
+    if (old_height, old_width) == (height, width):
+        return image
+    x0, x1, x_weight = _linear_taps(old_width, width)
+    y0, y1, y_weight = _linear_taps(old_height, height)
+    # Past the left and right border OpenCV gives the border pixel all weight, past top and bottom it repeats the row.
+    x_weight[x0 == x1] = 0
+    if image.dtype != np.uint8:
+        rows = [image[:, y] for y in (y0, y1)]
+        rows = [row[..., x0] * (1 - x_weight) + row[..., x1] * x_weight for row in rows]
+        return rows[0] * (1 - y_weight[:, None]) + rows[1] * y_weight[:, None]
+    if (old_height, old_width) == (2 * height, 2 * width):
+        pixels = image.astype(np.int32)
+        total = sum(pixels[:, y::2, x::2] for y in (0, 1) for x in (0, 1))
+        return ((total + 2) >> 2).astype(np.uint8)
+
+    used, position = np.unique(np.concatenate([y0, y1]), return_inverse=True)
+    left_weight, right_weight = _fixed_point(x_weight)
+    rows = image[:, used]
+    rows = (rows[..., x0] * left_weight + rows[..., x1] * right_weight) >> 4
+    top_weight, bottom_weight = (weight[:, None] for weight in _fixed_point(y_weight))
+    top = (rows[:, position[:height]] * top_weight) >> 16
+    bottom = (rows[:, position[height:]] * bottom_weight) >> 16
+    return ((top + bottom + 2) >> 2).astype(np.uint8)
+
+
+def resize_nearest(label_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`cv2.resize(..., interpolation=cv2.INTER_NEAREST)` of (height, width): rounds source positions down."""
+    rows, columns = (
+        np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
+        for old, new in zip(label_map.shape, (height, width))
+    )
+    return label_map[rows[:, None], columns]
+
+
+def _flatten(images: Any) -> Iterator[Image.Image | np.ndarray | Tensor]:
+    if isinstance(images, list | tuple):
+        for image in images:
+            yield from _flatten(image)
+    elif isinstance(images, str | os.PathLike):
+        # Files not through load_image: that turns label maps into colours and saturates 16 bits.
+        yield Image.open(images) if os.path.isfile(images) else load_image(str(images))
+    elif isinstance(images, Image.Image | np.ndarray | Tensor):
+        yield images
+    else:
+        raise ValueError(
+            "expected PIL images, numpy arrays, torch tensors, paths, URLs, or lists of them, "
+            f"got {type(images).__name__}"
+        )
+
+
+def _linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every new position the two old ones that it lies between, and the float32 weight of the second."""
+    position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
+    first = np.floor(position)
+    index = first.astype(np.int64)
+    return np.clip(index, 0, old - 1), np.clip(index + 1, 0, old - 1), position - first
+
+
+def _fixed_point(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the first and the second of two neighbours as integers in units of 1 / WEIGHT_SCALE."""
+    return tuple(np.rint(w * np.float32(WEIGHT_SCALE)).astype(np.int32) for w in (np.float32(1) - weight, weight))
+
+
+def _pil_to_array(image: Image.Image, convert_rgb: bool) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in WIDE_MODES:
+        array = np.asarray(image)
+        low, high = array.min(), array.max()
+        if low < 0 or high > 65535:
+            raise ValueError(f"expected values in 0..65535 in mode {image.mode}, got values from {low} to {high}")
+        return array.astype(np.uint16)
+    if convert_rgb and image.mode != "F":
+        if image.mode in MODE_BEFORE_RGB:
+            image = image.convert(MODE_BEFORE_RGB[image.mode])
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _to_numpy(image: np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    return image
+
+
+def _to_uint8_or_float32(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype.kind in "ui":
+        low, high = array.min(), array.max()
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"expected {array.dtype} pixels from 0 to 255, got values from {low} to {high}; "
+                "16-bit images are recognised by the dtype uint16"
+            )
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        broken = array.size - np.count_nonzero(np.isfinite(array))
+        if broken:
+            raise ValueError(f"expected finite pixels, got {broken} values that are NaN or infinite")
+        return array
+    raise ValueError(f"expected pixels of booleans, integers or floats, got {array.dtype}")
+
+
+def _channels_first(
+    array: np.ndarray, input_data_format: str | ChannelDimension | None, convert_rgb: bool
+) -> np.ndarray:
+    if input_data_format is None:
+        if not {1, 3, 4} & {array.shape[0], array.shape[-1]}:
+            raise ValueError(f"expected 1, 3 or 4 channels in the first or last dimension, got shape {array.shape}")
+        input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+    if input_data_format == ChannelDimension.LAST:
+        array = np.moveaxis(array, -1, 0)
+    if convert_rgb and len(array) not in (1, 3, 4):
+        raise ValueError(f"expected 1, 3 or 4 channels, got {len(array)} (input_data_format={input_data_format})")
+    return array
+
+
+def _check_not_empty(shape: tuple[int, ...]) -> None:
+    if 0 in shape:
+        raise ValueError(f"expected at least one pixel, got an array of shape {tuple(shape)}")

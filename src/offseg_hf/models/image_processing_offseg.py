@@ -1,0 +1,316 @@
+"""Image processor of OffSeg: the official test protocol, as settings.
+
+Keep-ratio resize as OpenCV does it, normalisation, and the windows through which the model is to look at the image
+(HVision-NKU/OffSeg @ 1414f6d: `SegDataPreProcessor`, `EncoderDecoder.slide_inference`, `postprocess_result`).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+from .image_operations import (
+    keep_ratio_size,
+    pad_label_map,
+    read_image,
+    read_label_map,
+    reduce_labels,
+    resize_bilinear,
+    resize_nearest,
+    to_list,
+)
+from .sliding_window import sliding_windows
+
+
+logger = logging.get_logger(__name__)
+
+# Upsampled logits are compared for as many classes at a time as fit into this many values: 64 MiB of float32.
+MAX_UPSAMPLED_LOGITS = 2**24
+
+
+class OffSegImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    window_size (`int`, *optional*, defaults to `self.window_size`):
+        Side of the square windows, in pixels of the resized image. `None` is one window, the whole image.
+    window_stride (`int`, *optional*, defaults to `self.window_stride`):
+        Distance between the starts of neighbouring windows, at most `window_size`.
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Whether label 0 means "no class", as in ADE20K: 0 becomes 255 and every other label one less; 255 stays.
+    """
+
+    window_size: int | None
+    window_stride: int | None
+    do_reduce_labels: bool | None
+
+
+class OffSegImageProcessor(PilBackend):
+    """Images to `pixel_values` and `windows`, label maps to `labels`, and logits back to label maps.
+
+    size: `{"shortest_edge", "longest_edge"}`: the largest size of the same aspect ratio within both;
+        `{"shortest_edge"}`: the same without the second bound; `{"height", "width"}`: exactly this.
+    do_rescale: as everywhere in transformers, whether pixels come as 0..255, floats too. For floats in 0..1 pass
+        `do_rescale=False`.
+    do_pad, pad_size: pad at the bottom and the right, images with 0 (the mean colour), label maps with 255, to the
+        largest size of the batch or to `pad_size`.
+    window_size, window_stride, do_reduce_labels: see [`OffSegImageProcessorKwargs`].
+    """
+
+    valid_kwargs = OffSegImageProcessorKwargs
+    model_input_names = ["pixel_values", "windows"]
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"shortest_edge": 512, "longest_edge": 2048}
+    default_to_square = False
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_pad = True
+    window_size = 512
+    window_stride = 480
+    do_reduce_labels = False
+
+    def __init__(self, **kwargs: Unpack[OffSegImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[OffSegImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare images, with their label maps if any, for the model.
+
+        images: one or a list of PIL images (any mode), paths, URLs, or numpy arrays and torch tensors (height, width),
+            (height, width, channels) or (channels, height, width), of booleans, integers in 0..255, uint16 or floats;
+            or an array of several. `read_image` says what becomes of alpha, 16 bits and EXIF rotation.
+        segmentation_maps: as many label maps, (height, width) each, of the sizes of their images.
+
+        Returns `pixel_values` float32 (batch, 3, height, width), `windows` int64 (batch, num_windows, 4) with boxes
+        (top, left, bottom, right), zeros where an image has fewer, and `labels` int64 (batch, height, width).
+        Raises ValueError that names the image or label map at fault.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        do_resize: bool,
+        size: SizeDict,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        window_size: int | None,
+        window_stride: int | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = self._read_images(images, **kwargs)
+        labels = [] if segmentation_maps is None else self._read_label_maps(segmentation_maps, images, **kwargs)
+        if do_resize:
+            images = [self.resize(image, size) for image in images]
+            labels = [resize_nearest(label, *image.shape[1:]) for label, image in zip(labels, images)]
+        windows = [_windows(*image.shape[1:], window_size, window_stride) for image in images]
+        images = [self._rescale_and_normalize(image, **kwargs) for image in images]
+        if do_pad:
+            images = self.pad(images, pad_size)
+            labels = [pad_label_map(label, *image.shape[1:]) for label, image in zip(labels, images)]
+        data = {"pixel_values": images, "windows": _pad_windows(windows)}
+        if labels:
+            data["labels"] = labels
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _read_images(
+        self, images: ImageInput, do_convert_rgb: bool, input_data_format: str | ChannelDimension | None, **kwargs
+    ) -> list[np.ndarray]:
+        """Images as uint8 or float32 (channels, height, width)."""
+        arrays = []
+        for index, image in enumerate(to_list(images, ndim=3)):
+            try:
+                arrays.append(read_image(image, do_convert_rgb, input_data_format))
+            except ValueError as error:
+                raise ValueError(f"image {index}: {error}") from error
+        if not arrays:
+            raise ValueError("expected at least one image, got none")
+        return arrays
+
+    def _read_label_maps(
+        self, segmentation_maps: ImageInput, images: list[np.ndarray], do_reduce_labels: bool, **kwargs
+    ) -> list[np.ndarray]:
+        """Label maps as int64 (height, width), checked against the images."""
+        segmentation_maps = to_list(segmentation_maps, ndim=2)
+        if len(segmentation_maps) != len(images):
+            raise ValueError(f"expected a label map per image, got {len(segmentation_maps)} for {len(images)} images")
+        labels = []
+        for index, (segmentation_map, image) in enumerate(zip(segmentation_maps, images)):
+            try:
+                label = read_label_map(segmentation_map)
+            except ValueError as error:
+                raise ValueError(f"label map {index}: {error}") from error
+            if label.shape != image.shape[1:]:
+                expected, got = (f"{height} x {width}" for height, width in (image.shape[1:], label.shape))
+                raise ValueError(f"label map {index}: expected {expected} as its image (height x width), got {got}")
+            labels.append(reduce_labels(label) if do_reduce_labels else label)
+        return labels
+
+    def resize(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
+        """Resize (channels, height, width) to `size` bilinearly, without antialiasing, as OpenCV does."""
+        if size.shortest_edge:
+            height, width = keep_ratio_size(*image.shape[1:], size.shortest_edge, size.longest_edge)
+        else:
+            height, width = size.height, size.width
+        return resize_bilinear(image, height, width)
+
+    def _rescale_and_normalize(
+        self,
+        image: np.ndarray,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        **kwargs,
+    ) -> np.ndarray:
+        """A float32 copy of an image (channels, height, width), rescaled and normalised.
+
+        In one step, (image - mean / factor) / (std / factor): the official arithmetic, with mean and std in 0..255.
+        """
+        factor = rescale_factor if do_rescale else 1.0
+        if do_rescale and image.dtype != np.uint8 and image.min() >= 0 and 0 < image.max() <= 1:
+            logger.warning_once("Float pixels are taken for 0..255, but these lie in 0..1: pass `do_rescale=False`?")
+        image = image.astype(np.float32)
+        if not do_normalize:
+            return image * np.float32(factor)
+        mean, std = (
+            np.divide(value, factor).astype(np.float32).reshape(-1, 1, 1) for value in (image_mean, image_std)
+        )
+        if len(mean) not in (1, len(image)) or len(std) not in (1, len(image)):
+            raise ValueError(
+                f"expected image_mean and image_std for {len(image)} channels, got {len(mean)} and {len(std)} values"
+            )
+        image -= mean
+        image /= std
+        return image
+
+    def _validate_preprocess_kwargs(
+        self,
+        do_resize: bool | None = None,
+        size: SizeDict | None = None,
+        resample: PILImageResampling | int | None = None,
+        do_center_crop: bool | None = None,
+        data_format: str | ChannelDimension | None = None,
+        window_size: int | None = None,
+        window_stride: int | None = None,
+        **kwargs,
+    ) -> None:
+        """Refuse settings that would have no effect, instead of ignoring them."""
+        super()._validate_preprocess_kwargs(do_resize=do_resize, size=size, resample=resample, **kwargs)
+        if do_resize and not (size.shortest_edge or (size.height and size.width)):
+            raise ValueError(
+                'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, '
+                f"got {dict(size)}"
+            )
+        if do_resize and resample != PILImageResampling.BILINEAR:
+            raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
+        if do_center_crop:
+            raise ValueError("do_center_crop: not supported, crop the images before")
+        if data_format is not None and data_format != ChannelDimension.FIRST:
+            raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
+        if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
+            raise ValueError(
+                f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
+                f"window_size={window_size} (for no windows: window_size=None)"
+            )
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Logits to label maps, int64 (height, width), one per image.
+
+        outputs: with `logits` (batch, num_labels, height, width) and, if the model looked through windows, `windows`:
+            they say where in a padded batch the image is.
+        target_sizes: (height, width) per image, to which the logits are upsampled bilinearly before the classes are
+            compared; usually the sizes of the original images. Without, label maps have the size of the logits.
+        return_segmentation_scores: return objects with `segmentation` and `segmentation_scores`, the float32 logits
+            (num_labels, height, width) it was chosen from. They need memory for all classes at full size.
+        """
+        logits = outputs.logits
+        windows = getattr(outputs, "windows", None)
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(f"expected a target size per image, got {len(target_sizes)} for {len(logits)} images")
+        results = []
+        for index, image_logits in enumerate(logits):
+            if windows is not None:
+                bottom, right = windows[index, :, 2:].amax(dim=0).tolist()
+                image_logits = image_logits[:, :bottom, :right]
+            size = image_logits.shape[1:] if target_sizes is None else target_sizes[index]
+            size = tuple(int(length) for length in size)
+            if return_segmentation_scores:
+                scores = _upsample(image_logits, size)
+                results.append(
+                    SemanticSegmentationPostProcessorOutput(
+                        data={"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                    )
+                )
+            else:
+                results.append(_upsampled_argmax(image_logits, size))
+        return results
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as saved. `AutoImageProcessor` wants code on the Hub named for each of its backends."""
+        settings = super().to_dict()
+        reference = settings.get("auto_map", {}).get("AutoImageProcessor")
+        if isinstance(reference, str):
+            settings["auto_map"]["AutoImageProcessor"] = {"torchvision": reference, "pil": reference}
+        return settings
+
+
+def _windows(height: int, width: int, window_size: int | None, window_stride: int | None) -> np.ndarray:
+    if window_size is None:
+        return np.array([[0, 0, height, width]], dtype=np.int64)
+    return sliding_windows(height, width, window_size, window_stride).numpy()
+
+
+def _pad_windows(windows: list[np.ndarray]) -> list[np.ndarray]:
+    most = max(len(boxes) for boxes in windows)
+    return [np.pad(boxes, ((0, most - len(boxes)), (0, 0))) for boxes in windows]
+
+
+def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (num_labels, height, width) at another size, in float32."""
+    logits = logits.float()
+    if logits.shape[1:] == size:
+        return logits
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """`_upsample(logits, size).argmax(0)` in bounded memory: a running maximum over chunks of classes."""
+    chunk = max(1, MAX_UPSAMPLED_LOGITS // (size[0] * size[1]))
+    best, label_map = _upsample(logits[:chunk], size).max(dim=0)
+    for start in range(chunk, len(logits), chunk):
+        score, label = _upsample(logits[start : start + chunk], size).max(dim=0)
+        label_map = torch.where(score > best, label + start, label_map)
+        best = torch.maximum(best, score)
+    return label_map

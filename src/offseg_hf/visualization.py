@@ -1,0 +1,120 @@
+"""Label maps as pictures: paletted PNG, and the overlay of a photo with a legend of the classes present."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.scenes import SCENE_LABELS
+
+
+Palette = Sequence[tuple[int, int, int]]
+
+BACKGROUND = (255, 255, 255)
+TEXT = (32, 33, 36)
+FAINT_TEXT = (95, 99, 104)
+SWATCH_BORDER = (154, 160, 166)
+MIN_LEGEND_WIDTH = 300  # pixels: the width of three short entries, which photos of a few pixels get as well
+
+
+def palette_for(names: Sequence[str]) -> Palette:
+    """The palette of the label set with exactly these class names, else colours spread over hue and lightness."""
+    for labels in (*LABEL_SETS.values(), SCENE_LABELS):
+        if labels.names == tuple(names):
+            return labels.palette
+    golden_ratio = (5**0.5 - 1) / 2  # consecutive ids are far apart in hue, whatever their number
+    colours = (
+        colorsys.hls_to_rgb(i * golden_ratio % 1, (0.45, 0.6, 0.75)[i % 3], (0.85, 0.6)[i // 3 % 2])
+        for i in range(len(names))
+    )
+    return [tuple(round(255 * channel) for channel in colour) for colour in colours]
+
+
+def class_shares(label_map: np.ndarray, num_classes: int) -> list[tuple[int, int, float]]:
+    """(class id, pixels, share of the image in 0..1) of every class present, largest first; other ids are left out."""
+    pixels = np.bincount(label_map[(label_map >= 0) & (label_map < num_classes)], minlength=num_classes)
+    present = sorted(np.flatnonzero(pixels), key=lambda index: (-pixels[index], index))
+    return [(int(index), int(pixels[index]), float(pixels[index] / label_map.size)) for index in present]
+
+
+def label_image(label_map: np.ndarray, palette: Palette) -> Image.Image:
+    """The label map as an image whose pixel values are the class ids; `numpy.asarray` gives them back.
+
+    Up to 256 classes it is a paletted image (mode P), shown in the colours of the classes; beyond, 16-bit gray.
+    """
+    if len(palette) > 256:
+        return Image.fromarray(label_map.astype(np.uint16))
+    image = Image.fromarray(label_map.astype(np.uint8))
+    image.putpalette([channel for colour in palette for channel in colour])
+    return image
+
+
+def draw_overlay(
+    photo: Image.Image, label_map: np.ndarray, names: Sequence[str], palette: Palette, opacity: float = 0.6
+) -> Image.Image:
+    """The photo under its label map, with the classes present, largest first, and their shares in a legend below.
+
+    photo: of the label map's size.
+    label_map: (height, width) class ids; where it has another id, the photo stays as it is.
+    opacity: of the classes' colours, in 0..1.
+    """
+    height, width = label_map.shape
+    if photo.size != (width, height):
+        raise ValueError(f"the label map is {width}x{height}, but the photo {photo.width}x{photo.height}")
+    rgb = np.asarray(photo.convert("RGB"), dtype=np.float32)
+    colours = np.asarray(palette, dtype=np.float32)
+    known = (label_map >= 0) & (label_map < len(colours))
+    blended = rgb.copy()
+    blended[known] += opacity * (colours[label_map[known]] - rgb[known])
+    overlay = Image.fromarray(blended.round().astype(np.uint8))
+
+    entries = [
+        (names[index], _percent(share), tuple(palette[index]))
+        for index, _, share in class_shares(label_map, len(names))
+    ]
+    legend = draw_legend(entries, width=max(width, MIN_LEGEND_WIDTH), font_size=_font_size(width, height))
+    canvas = Image.new("RGB", (legend.width, height + legend.height), BACKGROUND)
+    canvas.paste(overlay, ((canvas.width - width) // 2, 0))
+    canvas.paste(legend, (0, height))
+    return canvas
+
+
+def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width: int, font_size: int) -> Image.Image:
+    """A table of (name, share, colour), read down the columns; wider than `width` pixels if an entry needs it."""
+    font = ImageFont.load_default(font_size)
+    gap = max(font_size // 2, 2)
+    line = round(font_size * 1.5)
+    swatch = round(font_size * 1.1)
+    name_width = max((round(font.getlength(name)) for name, _, _ in entries), default=0)
+    share_width = round(font.getlength("100.0 %"))
+    cell = swatch + gap + name_width + gap + share_width
+    columns = max(1, min(len(entries), (width - gap) // (cell + 2 * gap)))
+    rows = -(-len(entries) // columns)
+    columns = -(-len(entries) // rows) if entries else 1
+    width = max(width, columns * (cell + 2 * gap) + gap)
+    pitch = (width - gap) // columns
+
+    legend = Image.new("RGB", (width, rows * line + 2 * gap), BACKGROUND)
+    draw = ImageDraw.Draw(legend)
+    for position, (name, share, colour) in enumerate(entries):
+        column, row = divmod(position, rows)
+        left = gap + column * pitch + gap // 2
+        middle = gap + row * line + line // 2
+        top = middle - swatch // 2
+        draw.rounded_rectangle(
+            (left, top, left + swatch, top + swatch), radius=swatch // 5, fill=colour, outline=SWATCH_BORDER
+        )
+        draw.text((left + swatch + gap, middle), name, fill=TEXT, font=font, anchor="lm")
+        draw.text((left + cell, middle), share, fill=FAINT_TEXT, font=font, anchor="rm")
+    return legend
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+
+
+def _font_size(width: int, height: int) -> int:
+    """Text of the same apparent size on every photo: 1/45 of the geometric mean of its sides, at least 12 pixels."""
+    return max(12, round((width * height) ** 0.5 / 45))
