@@ -102,7 +102,7 @@ class EfficientFormerV2Backbone(BackboneMixin, OffSegPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
         """Images (batch, num_channels, height, width) of any size -> the maps named by `config.out_features`.
 
         Stage i, and the stem as stage 1, gives (batch, channels, ceil(height / 2 ** (i + 1)), ceil(width / ...)).
@@ -141,7 +141,6 @@ class OffSegForSemanticSegmentation(OffSegPreTrainedModel):
         labels: Tensor | None = None,
         windows: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
     ) -> OffSegSemanticSegmenterOutput:
         """Segments images of any size, whole or window by window.
 
@@ -151,14 +150,17 @@ class OffSegForSemanticSegmentation(OffSegPreTrainedModel):
             upsampled and averaged, so that logits have the size of `pixel_values`; without windows it is a quarter of
             that, rounded up.
 
-        With `output_hidden_states`, `hidden_states` are the encoder's four feature maps.
+        With `output_hidden_states`, `hidden_states` are the encoder's four feature maps; not with windows.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        hidden_states = None
+            output_hidden_states = self.config.output_hidden_states and windows is None
         if windows is None:
             logits, hidden_states = self.segment(pixel_values)
+        elif output_hidden_states:
+            raise ValueError(
+                "hidden states are those of one image: call the model with them or with windows, not both"
+            )
         else:
             logits = sliding_window_logits(
                 lambda crops: self.segment(crops)[0], pixel_values, windows, self.config.num_labels
@@ -172,7 +174,7 @@ class OffSegForSemanticSegmentation(OffSegPreTrainedModel):
         return OffSegSemanticSegmenterOutput(
             loss=loss,
             logits=logits,
-            hidden_states=tuple(hidden_states) if output_hidden_states and hidden_states is not None else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             windows=windows,
         )
 

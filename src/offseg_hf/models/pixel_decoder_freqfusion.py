@@ -148,10 +148,13 @@ def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
     (batch, 2 * groups, height, width), the groups' x first. Returns the shape of `features`.
     """
     batch, channels, height, width = features.shape
+    displacement = displacement.to(
+        torch.promote_types(displacement.dtype, torch.float32)
+    )  # half has no large integers
     x, y = displacement.permute(0, 2, 3, 1).unflatten(-1, (2, -1)).unbind(-2)  # (batch, height, width, groups)
     rows_of_image = torch.arange(height, device=x.device)[:, None, None]
     columns = torch.arange(width, device=x.device)[:, None]
-    x, y = (columns + x.float()).clamp(0, width - 1), (rows_of_image + y.float()).clamp(0, height - 1)
+    x, y = (columns + x).clamp(0, width - 1), (rows_of_image + y).clamp(0, height - 1)
     left, top = x.detach().floor().long(), y.detach().floor().long()
     right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
     x, y = x - left, y - top

@@ -1,0 +1,213 @@
+"""The models: equal to the plain arithmetic whatever the configuration, and clear about what they cannot take."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
+
+from offseg_hf import EfficientFormerV2Backbone, EfficientFormerV2Config, OffSegConfig, OffSegForSemanticSegmentation
+from tests.oracle import plain
+
+
+SMALL = {
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 2, 3, 2],
+    "mlp_ratios": [[2], [2, 3], [2, 3, 2], [3, 2]],
+    "num_attention_blocks": 1,
+    "image_size": 64,
+}
+SMALL_DECODER = {"lateral_channels": [32, 32, 32, 64], "decoder_hidden_size": 32, "num_labels": 7}
+
+
+def small_model(**overrides) -> OffSegForSemanticSegmentation:
+    """A model all of whose parameters and statistics matter."""
+    torch.manual_seed(0)
+    model = OffSegForSemanticSegmentation(OffSegConfig(**(SMALL | SMALL_DECODER | overrides)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "scale" in name or "attention_bias" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"use_class_offset": False},
+        {"use_feature_offset": False},
+        {"use_class_offset": False, "use_feature_offset": False},
+        {"use_class_offset": False, "use_feature_offset": False, "pixel_decoder": "mlp"},
+    ],
+    ids=["offseg", "feature-offset-only", "class-offset-only", "per-pixel", "per-pixel-mlp"],
+)
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)], ids=["learned-grid", "other-grid"])
+def test_equals_plain_arithmetic(overrides, size):
+    """Every row of the paper's Table 6: logits, also fused, and all gradients."""
+    model = small_model(**overrides).double()  # with what rounding does out of the way
+    reference = plain(model)
+    pixel_values, labels = images(2, 3, *size).double(), torch.arange(7).repeat(2, *size)[:, :, : size[1]]
+    with torch.no_grad():
+        expected = reference(pixel_values).logits
+        torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.fuse()(pixel_values).logits, expected, rtol=0, atol=1e-5)
+
+    for module in (model, reference):
+        module.train()(pixel_values, labels=labels).loss.backward()
+    expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_switches_leave_no_unused_parameters():
+    names = set(small_model().state_dict())
+    assert names - set(small_model(use_class_offset=False).state_dict()) == {
+        "offset_learning.class_offset_proj.weight"
+    }
+    assert names - set(small_model(use_feature_offset=False).state_dict()) == {
+        "offset_learning.feature_offset_proj.weight"
+    }
+    assert not any("fusions" in name for name in small_model(pixel_decoder="mlp").state_dict())
+
+
+@torch.no_grad()
+def test_attention_bias_is_never_stale():
+    """Biases follow the table through in-place changes of every kind, loading and casting."""
+    model, pixel_values = small_model(), images(1, 3, 64, 96)
+    before = model(pixel_values).logits
+    table = model.encoder.downsample[2].attention.attention_bias.table
+    table.data.add_(1 - torch.rand(table.shape))
+    changed = model(pixel_values).logits
+    assert not torch.allclose(before, changed, atol=1e-4)
+    torch.testing.assert_close(plain(model)(pixel_values).logits, changed, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.double()(pixel_values.double()).logits.float(), changed, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_batch_norm_statistics(learned):
+    """The official training keeps the statistics; training from scratch learns them."""
+    model = small_model(learn_batch_norm_statistics=learned).train()
+    norm = model.encoder.stem.conv1.norm
+    before = norm.running_mean.clone()
+    model(images(2, 3, 64, 64))
+    assert torch.equal(norm.running_mean, before) is not learned
+    assert norm.weight.requires_grad and norm.bias.requires_grad
+
+
+def test_drop_path_drops_whole_samples():
+    model = small_model(drop_path_rate=0.9).train()
+    pixel_values = images(1, 3, 64, 64).expand(8, -1, -1, -1)
+    torch.manual_seed(0)
+    logits = model(pixel_values).logits
+    assert any(not torch.equal(logits[0], other) for other in logits[1:])
+    logits = model.eval()(pixel_values).logits
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+
+
+@torch.no_grad()
+def test_windows():
+    """Logits of the windows are upsampled and averaged; the loss is that of the assembled logits."""
+    model, pixel_values = small_model(), images(1, 3, 64, 100)
+    windows = torch.tensor([[[0, 0, 64, 64], [0, 36, 64, 100]]])
+    output = model(pixel_values, windows=windows, labels=torch.ones(1, 64, 100, dtype=torch.long))
+    left, right = (
+        nn.functional.interpolate(model(pixel_values[..., a:b]).logits, size=(64, 64), mode="bilinear")
+        for a, b in ((0, 64), (36, 100))
+    )
+    expected = torch.cat([left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]], dim=-1)
+    torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(output.loss, -expected.log_softmax(dim=1)[:, 1].mean())
+    assert torch.equal(output.windows, windows)
+    with pytest.raises(ValueError, match="not both"):
+        model(pixel_values, windows=windows, output_hidden_states=True)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.full((1, 64, 64), 7), r"in \[0, 6\] or 255 \(ignored\), got 4096 pixels with other values, such as 7"),
+        (torch.full((1, 64, 64), -1), "got 4096 pixels with other values, such as -1"),
+        (torch.zeros(1, 32, 32, dtype=torch.long), r"\(1, 64, 64\), got \(1, 32, 32\)"),
+        (torch.zeros(1, 64, 64), "must be integers"),
+    ],
+    ids=["too-large", "negative", "another-size", "floats"],
+)
+def test_wrong_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        small_model()(images(1, 3, 64, 64), labels=labels)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64)])
+def test_wrong_images(shape):
+    with pytest.raises(ValueError, match=r"must have the shape \(batch, 3, height, width\), got"):
+        small_model()(images(*shape))
+
+
+def test_fused_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="save the model it was made of"):
+        small_model().fuse().save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"num_labels": 1}, "num_labels must be at least 2"),
+        ({"image_size": 100}, "multiple of 32, got 100"),
+        ({"depths": [1, 1, 1]}, "four stages"),
+        ({"mlp_ratios": [[2], [2], [2, 3, 2], [3, 2]]}, "stage 1 has 2 blocks and 1 ratios"),
+        ({"pixel_decoder": "fpn"}, "got 'fpn'"),
+        ({"lateral_channels": [32]}, "one number per stage"),
+    ],
+)
+def test_wrong_configuration(overrides, message):
+    with pytest.raises(Exception, match=message):
+        OffSegConfig(**(SMALL | SMALL_DECODER | overrides))
+
+
+def test_unknown_size():
+    with pytest.raises(ValueError, match="unknown size 's': expected one of t, b, l"):
+        OffSegConfig.from_size("s")
+
+
+def test_backbone_takes_any_size():
+    stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    backbone = AutoBackbone.from_config(EfficientFormerV2Config(**SMALL, out_features=stages)).eval()
+    assert isinstance(backbone, EfficientFormerV2Backbone)
+    shapes = [tuple(x.shape) for x in backbone(images(1, 3, 70, 33)).feature_maps]
+    assert shapes == [(1, 8, 18, 9), (1, 8, 18, 9), (1, 16, 9, 5), (1, 24, 5, 3), (1, 32, 3, 2)]
+
+
+def test_backbone_in_upernet():
+    backbone = EfficientFormerV2Config(**SMALL, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = UperNetConfig(backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], num_labels=5)
+    config.auxiliary_in_channels = 24
+    model = UperNetForSemanticSegmentation(config)
+    output = model(images(2, 3, 70, 90), labels=torch.ones(2, 70, 90, dtype=torch.long))
+    output.loss.backward()
+    assert output.logits.shape == (2, 5, 70, 90)
+    assert model.backbone.encoder.stem.conv1.conv.weight.grad.abs().sum() > 0
+
+
+def test_encoder_of_a_backbone_checkpoint(tmp_path):
+    """A backbone's folder initialises the encoder of OffSeg through `from_pretrained` alone."""
+    backbone = EfficientFormerV2Backbone(EfficientFormerV2Config(**SMALL))
+    backbone.save_pretrained(tmp_path)
+    model, report = OffSegForSemanticSegmentation.from_pretrained(
+        tmp_path, config=OffSegConfig(**(SMALL | SMALL_DECODER)), output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert not any(name.startswith("encoder.") for name in report["missing_keys"])
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
