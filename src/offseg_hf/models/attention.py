@@ -223,7 +223,7 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     head = torch.arange(num_heads, device=x.device)[:, None, None]
     indices = neighbours.long().clamp(0, old_num_rows - 1) + old_num_rows * head  # (heads, rows, 4)
     resized = weighted_gather(x.flatten(0, 1), indices.flatten(0, 1), weights.repeat(num_heads, 1))
-    return resized.view(num_heads, len(rows), num_columns)
+    return resized.view(num_heads, rows.shape[0], num_columns)
 
 
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Here every output pixel is a bag: `F.embedding_bag` sums the rows (pixels) of it
 kernel, without ever unfolding the neighbourhoods. It runs, differentiates, compiles and exports on any device.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,11 +37,11 @@ def carafe(features: Tensor, kernels: Tensor, scale: int = 1) -> Tensor:
     rows = F.pad(features.permute(0, 2, 3, 1), (0, 0, radius, radius, radius, radius))  # pad width, then height
     padded_height, padded_width = height + 2 * radius, width + 2 * radius
 
-    arange = torch.arange(max(batch, height * scale, width * scale, size), device=features.device)
-    corner = arange[: height * scale, None] // scale * padded_width + arange[: width * scale] // scale
-    neighbour = arange[:size, None] * padded_width + arange[:size]
+    arange = partial(torch.arange, device=features.device)
+    corner = arange(height * scale)[:, None] // scale * padded_width + arange(width * scale) // scale
+    neighbour = arange(size)[:, None] * padded_width + arange(size)
     indices = corner.flatten()[:, None] + neighbour.flatten()  # (height * width, size ** 2)
-    indices = indices + arange[:batch, None, None] * (padded_height * padded_width)
+    indices = indices + arange(batch)[:, None, None] * (padded_height * padded_width)
 
     output = weighted_gather(rows.reshape(-1, channels), indices.flatten(0, 1), kernels.flatten(0, 2))
     return output.view(batch, height * scale, width * scale, channels).permute(0, 3, 1, 2)
