@@ -1,0 +1,66 @@
+# `make help` lists the targets. Each one sets up what it needs, once: nothing but Python 3.11 or later is expected.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := .cache
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
+TRANSFORMERS_TESTS := $(CACHE)/transformers-$(TRANSFORMERS)/tests
+
+# The first interpreter that is new enough; another one: make PYTHON=/path/to/python3 ...
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
+
+.PHONY: demo
+demo: $(VENV)/installed  ## Build an OffSeg-T, save it, reload it through pipeline and segment a generated scene
+	$(BIN)/python scripts/demo.py
+
+.PHONY: test
+test: lint $(VENV)/timm/installed  ## Lint and test, all but the slow tests
+	$(BIN)/pytest -m "not slow"
+
+.PHONY: test-slow
+test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole models
+	$(BIN)/pytest -m slow
+
+.PHONY: test-transformers
+test-transformers: $(VENV)/installed $(TRANSFORMERS_TESTS)  ## transformers' own common tests, applied to our classes
+	TRANSFORMERS_TESTS=$(TRANSFORMERS_TESTS) $(BIN)/pytest tests/transformers_mixins
+
+.PHONY: lint
+lint: $(VENV)/installed  ## Check style and format with ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: benchmark
+benchmark: $(VENV)/installed  ## Time OffSeg beside the official arithmetic and SegFormer
+	$(BIN)/python scripts/benchmark.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "offseg-hf needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Installing offseg-hf and the tested versions of its dependencies into $(VENV) (once, some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@touch $@
+
+# timm is compared with in a process of its own. Beside a build of torch that torchvision was not compiled for, importing
+# torchvision fails, and transformers imports it wherever it is installed: so the two live outside of site-packages.
+$(VENV)/timm/installed: $(VENV)/installed
+	@echo "Installing timm, for the comparison with its EfficientFormerV2, into $(VENV)/timm"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--no-deps --upgrade --target $(VENV)/timm timm torchvision
+	@touch $@
+
+# Wheels come without tests, the source distribution has the common ones.
+$(TRANSFORMERS_TESTS): $(VENV)/installed
+	@echo "Downloading the tests of transformers $(TRANSFORMERS) into $(CACHE)"
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		--dest $(CACHE) transformers==$(TRANSFORMERS)
+	tar -xzf $(CACHE)/transformers-$(TRANSFORMERS).tar.gz -C $(CACHE) transformers-$(TRANSFORMERS)/tests
+	@touch $@

@@ -1,0 +1,179 @@
+"""What is saved is what is loaded, bit by bit, also by another process, and files hold nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from offseg_hf import (
+    EfficientFormerV2Backbone,
+    EfficientFormerV2Config,
+    OffSegConfig,
+    OffSegForSemanticSegmentation,
+    OffSegImageProcessor,
+)
+
+
+ENCODER = {
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 2, 2],
+    "mlp_ratios": [[2], [2], [2, 2], [2, 2]],
+    "num_attention_blocks": 1,
+    "image_size": 64,
+}
+OFFSEG = ENCODER | {
+    "lateral_channels": [32, 32, 32, 64],
+    "decoder_hidden_size": 32,
+    "id2label": {0: "sky", 1: "tree", 2: "road"},
+    "label2id": {"sky": 0, "tree": 1, "road": 2},
+}
+MODELS = {
+    "backbone": lambda: EfficientFormerV2Backbone(EfficientFormerV2Config(**ENCODER, out_features=["stem", "stage3"])),
+    "offseg": lambda: OffSegForSemanticSegmentation(OffSegConfig(**OFFSEG)),
+    "plain decoder": lambda: OffSegForSemanticSegmentation(OffSegConfig(**OFFSEG, pixel_decoder="mlp")),
+    "no offsets": lambda: OffSegForSemanticSegmentation(
+        OffSegConfig(**OFFSEG, use_class_offset=False, use_feature_offset=False)
+    ),
+    "learned statistics": lambda: OffSegForSemanticSegmentation(
+        OffSegConfig(**OFFSEG, learn_batch_norm_statistics=True)
+    ),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    """In eval mode, with values unlike those of any initialisation in every parameter and buffer."""
+    generator = torch.Generator().manual_seed(0)
+    model = MODELS[request.param]().eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(0.02 + 0.1 * torch.rand(tensor.shape, generator=generator))
+        else:
+            tensor.fill_(7)
+    return model
+
+
+def pixel_values() -> torch.Tensor:
+    return torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(1))
+
+
+def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
+    with torch.no_grad():
+        output = model(pixel_values())
+    tensors = [output.logits] if "logits" in output else list(output.feature_maps)
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    return tensors
+
+
+def assert_same_model(loaded: torch.nn.Module, model: torch.nn.Module) -> None:
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    # Buffers that are not saved count too: on loading they are made on the meta device.
+    for tensors in ("state_dict", "named_parameters", "named_buffers"):
+        expected, actual = (dict(getattr(m, tensors)()) for m in (model, loaded))
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(loaded), outputs(model), strict=True))
+
+
+def test_class(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same_model(loaded, model)
+
+
+def test_auto_class(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    if isinstance(model, EfficientFormerV2Backbone):
+        # The method itself takes names on the Hub only: before this, it asks there whether the name exists.
+        loaded = super(AutoBackbone.__base__, AutoBackbone).from_pretrained(tmp_path)
+    else:
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert_same_model(loaded, model)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+
+
+def test_file(model, tmp_path):
+    """One entry per parameter and statistic under its own name, none shared and none left over."""
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        assert file.metadata() == {"format": "pt"}
+    expected = dict(model.named_parameters()) | {
+        name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()
+    }
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert size < (tmp_path / "model.safetensors").stat().st_size < size + 200 * len(tensors)
+
+
+def test_fresh_process(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    script = """
+import sys
+import torch
+import offseg_hf
+from tests.models.test_round_trip import outputs
+
+name, folder = sys.argv[1:]
+model = getattr(offseg_hf, name).from_pretrained(folder)
+torch.save((model.state_dict(), outputs(model)), f"{folder}/loaded.pt")
+"""
+    command = [sys.executable, "-c", script, type(model).__name__, tmp_path]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=120)
+    state_dict, loaded_outputs = torch.load(tmp_path / "loaded.pt")
+    assert state_dict.keys() == model.state_dict().keys()
+    assert all(torch.equal(state_dict[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(loaded_outputs, outputs(model), strict=True))
+
+
+def test_second_generation(model, tmp_path):
+    """What was loaded can be saved again, the same to the byte."""
+    model.save_pretrained(tmp_path / "first")
+    type(model).from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for first in (tmp_path / "first").iterdir():
+        assert (tmp_path / "second" / first.name).read_bytes() == first.read_bytes(), first.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, tmp_path):
+    model = MODELS["offseg"]().to(dtype)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    loaded = OffSegForSemanticSegmentation.from_pretrained(tmp_path)
+    assert loaded.dtype == dtype
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert OffSegForSemanticSegmentation.from_pretrained(tmp_path, dtype="float32").dtype == torch.float32
+
+
+def test_config(tmp_path):
+    config = OffSegConfig.from_size("b", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}, drop_path_rate=0.3)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is OffSegConfig
+    assert loaded.to_json_string() == OffSegConfig.from_pretrained(tmp_path).to_json_string()
+    for name in ("hidden_sizes", "depths", "mlp_ratios", "lateral_channels", "id2label", "label2id", "drop_path_rate"):
+        assert getattr(loaded, name) == getattr(config, name)
+
+
+def test_image_processor(tmp_path):
+    processor = OffSegImageProcessor(
+        size={"shortest_edge": 100, "longest_edge": 300}, window_size=64, window_stride=48, do_reduce_labels=True
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is OffSegImageProcessor
+    assert loaded.to_dict() == processor.to_dict()
+
+
+def test_fused_model_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="cannot be saved: save the model it was made of"):
+        MODELS["offseg"]().eval().fuse().save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,51 @@
+"""What is measured is what happened."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from offseg_hf.benchmark import interleaved_medians, markdown_table
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_interleaved_medians():
+    calls = []
+    functions = {"slow": lambda: (calls.append("slow"), time.sleep(0.02)), "fast": lambda: calls.append("fast")}
+    medians = interleaved_medians(functions, repeats=3)
+    assert calls == ["slow", "fast"] * 4
+    assert medians["slow"] >= 0.02 > medians["fast"] >= 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory():
+    """40 MB that are freed before the end count, 160 MB that only the call before the count took do not."""
+    code = """
+import itertools, torch
+from offseg_hf.benchmark import peak_memory
+sizes = itertools.chain([160], itertools.repeat(40))
+print(peak_memory(lambda: torch.ones(next(sizes) * 250_000).sum()))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},
+        capture_output=True,
+        text=True,
+    )
+    assert 38e6 < int(run.stdout) < 48e6, run.stderr
+
+
+def test_markdown_table():
+    assert markdown_table(["", "ms"], [["t", 5]]).splitlines() == ["|  | ms |", "| --- | ---: |", "| t | 5 |"]
+
+
+def test_unknown_case():
+    script = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--only", "offseg-x"]
+    run = subprocess.run(script, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "unknown case offseg-x" in run.stderr and "Traceback" not in run.stderr
