@@ -266,7 +266,15 @@ def test_interrupt(model, tmp_path):
         photo.save(tmp_path / f"{index:03}.jpg")
     output = tmp_path / "out"
     arguments = [OFFSEG, "segment", tmp_path, "--model", model, "--output", output]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        # A job in the background of a shell ignores Ctrl-C, and so do its children: the tests may be such a job.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list(output.glob("*_classes.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -19,6 +19,7 @@ from offseg_hf.conversion.tables import OFFSEG
 PRESET = "offseg-t-ade"
 NUM_PARAMETERS = 6_183_626
 CODE = {
+    "attention.py",
     "carafe.py",
     "configuration_offseg.py",
     "encoder_efficientformer_v2.py",
