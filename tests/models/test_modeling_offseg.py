@@ -163,7 +163,6 @@ def test_fused_cannot_be_saved(tmp_path):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"num_labels": 1}, "num_labels must be at least 2"),
         ({"image_size": 100}, "multiple of 32, got 100"),
         ({"depths": [1, 1, 1]}, "four stages"),
         ({"mlp_ratios": [[2], [2], [2, 3, 2], [3, 2]]}, "stage 1 has 2 blocks and 1 ratios"),
@@ -174,6 +173,11 @@ def test_fused_cannot_be_saved(tmp_path):
 def test_wrong_configuration(overrides, message):
     with pytest.raises(Exception, match=message):
         OffSegConfig(**(SMALL | SMALL_DECODER | overrides))
+
+
+def test_one_class():
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        small_model(num_labels=1)
 
 
 def test_unknown_size():

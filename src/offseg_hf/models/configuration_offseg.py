@@ -182,10 +182,6 @@ class OffSegConfig(EncoderConfig):
     def validate_architecture(self):
         """Part of the `strict` validation."""
         super().validate_architecture()
-        if self.num_labels < 2:
-            raise ValueError(
-                f"num_labels must be at least 2, for logits are normalised over classes; got {self.num_labels}"
-            )
         if self.pixel_decoder not in ("freqfusion", "mlp"):
             raise ValueError(f'pixel_decoder must be "freqfusion" or "mlp", got {self.pixel_decoder!r}')
         if len(self.lateral_channels) != len(self.hidden_sizes):

@@ -221,7 +221,9 @@ def pad_to_stride(pixel_values: Tensor) -> Tensor:
     """Zeros at the bottom and the right, up to a multiple of the encoder's stride; channels last in memory, the layout
     in which convolutions are fastest and pixels are rows."""
     height, width = pixel_values.shape[-2:]
-    padded = F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE))
+    # Not `-width % STRIDE`: torch.compile cannot do with what may be negative.
+    right, bottom = ((STRIDE - length % STRIDE) % STRIDE for length in (width, height))
+    padded = F.pad(pixel_values, (0, right, 0, bottom))
     return padded.contiguous(memory_format=torch.channels_last)
 
 

@@ -19,6 +19,8 @@ class OffsetLearning(nn.Module):
         self, num_classes: int, channels: int, use_class_offset: bool = True, use_feature_offset: bool = True
     ):
         super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"expected at least 2 classes, for logits are normalised over classes; got {num_classes}")
         self.class_representation = nn.Parameter(torch.empty(1, num_classes, channels))
         self.class_offset_proj = nn.Linear(channels, channels, bias=False) if use_class_offset else None
         self.feature_offset_proj = nn.Linear(channels, channels, bias=False) if use_feature_offset else None
