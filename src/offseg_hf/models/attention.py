@@ -213,7 +213,7 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """
     num_heads, old_num_rows, num_columns = x.shape
     if not torch.compiler.is_compiling() and num_rows == old_num_rows:  # a graph is better off without the question
-        return x[:, rows[0] : rows[-1] + 1]
+        return x if rows.shape[0] == num_rows else x.index_select(1, rows)
     position = (rows + 0.5) * (old_num_rows / num_rows) - 0.5
     neighbours = position.floor()[:, None] + torch.arange(-1, 3, device=x.device)
     distance = (position[:, None] - neighbours).abs()
