@@ -49,12 +49,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
 	@touch $@
 
-# timm is compared with in a process of its own. Beside a build of torch that torchvision was not compiled for, importing
-# torchvision fails, and transformers imports it wherever it is installed: so the two live outside of site-packages.
+# timm and segmentation_models_pytorch are tested with in processes of their own. Beside a build of torch that torchvision
+# was not compiled for, importing torchvision fails, and transformers imports it wherever it is installed: so these three
+# live outside of site-packages.
 $(VENV)/timm/installed: $(VENV)/installed
-	@echo "Installing timm, for the comparison with its EfficientFormerV2, into $(VENV)/timm"
+	@echo "Installing timm and segmentation_models_pytorch, for tests beside them, into $(VENV)/timm"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--no-deps --upgrade --target $(VENV)/timm timm torchvision
+		--no-deps --upgrade --target $(VENV)/timm timm torchvision segmentation_models_pytorch
 	@touch $@
 
 # Wheels come without tests, the source distribution has the common ones.

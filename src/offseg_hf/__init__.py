@@ -14,12 +14,28 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "EfficientFormerV2Backbone": "models.modeling_offseg",
     "EfficientFormerV2Config": "models.configuration_offseg",
+    "MscanBackbone": "models.modeling_offset_segnext",
+    "MscanConfig": "models.configuration_offset_segnext",
     "OffSegConfig": "models.configuration_offseg",
     "OffSegForSemanticSegmentation": "models.modeling_offseg",
     "OffSegImageProcessor": "models.image_processing_offseg",
+    "OffsetAlignment": "models.offset_learning",
+    "OffsetAlignmentConfig": "models.configuration_offset_alignment",
+    "OffsetAlignmentForUniversalSegmentation": "models.modeling_offset_alignment",
     "OffsetLearning": "models.offset_learning",
+    "OffsetLearningConfig": "models.configuration_offset_learning",
+    "OffsetLearningForSemanticSegmentation": "models.modeling_offset_learning",
+    "OffsetMask2FormerConfig": "models.configuration_offset_mask2former",
+    "OffsetMask2FormerForUniversalSegmentation": "models.modeling_offset_mask2former",
+    "OffsetMask2FormerImageProcessor": "models.image_processing_offset_mask2former",
+    "OffsetSegNextConfig": "models.configuration_offset_segnext",
+    "OffsetSegNextForSemanticSegmentation": "models.modeling_offset_segnext",
+    "OffsetSegformerConfig": "models.configuration_offset_segformer",
+    "OffsetSegformerForSemanticSegmentation": "models.modeling_offset_segformer",
+    "apply_offset_learning": "adaptation",
     "convert_checkpoint": "conversion",
-    "load_pretrained_encoder": "conversion",
+    "load_pretrained": "conversion",
+    "with_offset_learning": "adaptation_smp",
 }
 
 __all__ = ["register", *_MODULE_OF]
@@ -37,31 +53,94 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+# What transformers' Auto classes are to know: module of the configuration, configuration, Auto class of the model,
+# module of the model, model, and module and class of the image processor that goes with it.
+_REGISTERED = (
+    (
+        ("configuration_offseg", "OffSegConfig"),
+        ("AutoModelForSemanticSegmentation", "modeling_offseg", "OffSegForSemanticSegmentation"),
+        ("image_processing_offseg", "OffSegImageProcessor"),
+    ),
+    (
+        ("configuration_offseg", "EfficientFormerV2Config"),
+        ("AutoBackbone", "modeling_offseg", "EfficientFormerV2Backbone"),
+        None,
+    ),
+    (
+        ("configuration_offset_learning", "OffsetLearningConfig"),
+        ("AutoModelForSemanticSegmentation", "modeling_offset_learning", "OffsetLearningForSemanticSegmentation"),
+        None,  # the wrapped model has its own
+    ),
+    (
+        ("configuration_offset_alignment", "OffsetAlignmentConfig"),
+        (
+            "AutoModelForUniversalSegmentation",
+            "modeling_offset_alignment",
+            "OffsetAlignmentForUniversalSegmentation",
+        ),
+        None,  # each base has its own
+    ),
+    (
+        ("configuration_offset_segnext", "OffsetSegNextConfig"),
+        ("AutoModelForSemanticSegmentation", "modeling_offset_segnext", "OffsetSegNextForSemanticSegmentation"),
+        ("image_processing_offseg", "OffSegImageProcessor"),
+    ),
+    (
+        ("configuration_offset_segnext", "MscanConfig"),
+        ("AutoBackbone", "modeling_offset_segnext", "MscanBackbone"),
+        None,
+    ),
+    (
+        ("configuration_offset_segformer", "OffsetSegformerConfig"),
+        (
+            "AutoModelForSemanticSegmentation",
+            "modeling_offset_segformer",
+            "OffsetSegformerForSemanticSegmentation",
+        ),
+        ("image_processing_offseg", "OffSegImageProcessor"),
+    ),
+    (
+        ("configuration_offset_mask2former", "OffsetMask2FormerConfig"),
+        (
+            "AutoModelForUniversalSegmentation",
+            "modeling_offset_mask2former",
+            "OffsetMask2FormerForUniversalSegmentation",
+        ),
+        ("image_processing_offset_mask2former", "OffsetMask2FormerImageProcessor"),
+    ),
+)
+
+
 @cache
 def register() -> None:
     """Makes the models known to transformers' Auto classes, and their code part of what `save_pretrained` writes."""
-    from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    import transformers
+    from transformers.models.auto import modeling_auto
 
-    from offseg_hf.models.configuration_offseg import EfficientFormerV2Config, OffSegConfig
-    from offseg_hf.models.image_processing_offseg import OffSegImageProcessor
-    from offseg_hf.models.modeling_offseg import EfficientFormerV2Backbone, OffSegForSemanticSegmentation
+    # The stock pipeline compares with the names in here, and logs an error about a model that is not among them.
+    names_of = {
+        "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+        "AutoModelForUniversalSegmentation": modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+    }
+    for configuration, (auto_class, *model), processor in _REGISTERED:
+        config_class, model_class = _model_code(*configuration), _model_code(*model)
+        transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
+        if auto_class == "AutoModelForUniversalSegmentation":  # where pipelines look for models that predict masks
+            transformers.AutoModelForImageSegmentation.register(config_class, model_class, exist_ok=True)
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class(auto_class)
+        if auto_class in names_of:
+            names_of[auto_class][config_class.model_type] = model_class.__name__
+        if processor is not None:
+            processor_class = _model_code(*processor)
+            backends = {"torchvision": processor_class, "pil": processor_class}  # one class, whichever is installed
+            transformers.AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
+            processor_class.register_for_auto_class()
 
-    for config, auto_class, model in (
-        (OffSegConfig, AutoModelForSemanticSegmentation, OffSegForSemanticSegmentation),
-        (EfficientFormerV2Config, AutoBackbone, EfficientFormerV2Backbone),
-    ):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        auto_class.register(config, model, exist_ok=True)
-        config.register_for_auto_class()
-        model.register_for_auto_class(auto_class.__name__)
 
-    # The stock pipeline compares with these names, and logs an error about a model that is not among them.
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[OffSegConfig.model_type] = OffSegForSemanticSegmentation.__name__
-
-    backends = {"torchvision": OffSegImageProcessor, "pil": OffSegImageProcessor}  # one class, whichever is installed
-    AutoImageProcessor.register(OffSegConfig, image_processor_classes=backends, exist_ok=True)
-    OffSegImageProcessor.register_for_auto_class()
+def _model_code(module: str, name: str) -> type:
+    return getattr(import_module(f"{__name__}.models.{module}"), name)
 
 
 # Registration imports torch and transformers, some seconds. The `offseg` command, which imports this package too, must

@@ -145,14 +145,14 @@ def presets() -> None:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("preset", no_wrap=True)
-    for title in ("params", "data set", "classes", "resized to", "windows"):
-        table.add_column(title, justify="right" if title in ("params", "classes") else "left")
+    for title in ("parameters", "classes", "resized to", "windows"):
+        table.add_column(title, justify="right" if title in ("parameters", "classes") else "left")
     for preset in PRESETS.values():
         protocol = preset.protocol
         size = f"{protocol.scale[0]}x{protocol.scale[1]}"
         windows = f"{protocol.window}/{protocol.stride}" if protocol.window else "whole"
         parameters = f"{preset.num_parameters / 1e6:.2f} M"
-        table.add_row(preset.name, parameters, preset.labels.title, str(len(preset.labels)), size, windows)
+        table.add_row(preset.name, parameters, str(len(preset.labels)), size, windows)
     stdout.print(table, width=None if stdout.is_terminal else 120)
 
 

@@ -23,19 +23,42 @@ class Protocol:
     """How a photo is tested: resized, keeping its ratio, into `scale` (long side, short side), then cut into windows.
 
     window, stride: side of the square sliding window and its step, in pixels; None to test the whole image at once.
+    size_divisor: what the sides of the image are padded to multiples of, before it is cut.
     """
 
     scale: tuple[int, int]
     window: int | None = None
     stride: int | None = None
+    size_divisor: int | None = None
 
 
 SLIDE_512 = Protocol(scale=(2048, 512), window=512, stride=480)
 SLIDE_1024 = Protocol(scale=(2048, 1024), window=1024, stride=768)
+WHOLE_32 = Protocol(scale=(2048, 512), size_divisor=32)
+SLIDE_480_32 = Protocol(scale=(520, 520), window=480, stride=320, size_divisor=32)
+SLIDE_1024_32 = Protocol(scale=(2048, 1024), window=1024, stride=768, size_divisor=32)
 
 # family -> module of its configuration, class in it, module of the image processor, class in it
 FAMILIES = {
     "offseg": ("configuration_offseg", "OffSegConfig", "image_processing_offseg", "OffSegImageProcessor"),
+    "segformer": (
+        "configuration_offset_segformer",
+        "OffsetSegformerConfig",
+        "image_processing_offseg",
+        "OffSegImageProcessor",
+    ),
+    "segnext": (
+        "configuration_offset_segnext",
+        "OffsetSegNextConfig",
+        "image_processing_offseg",
+        "OffSegImageProcessor",
+    ),
+    "mask2former": (
+        "configuration_offset_mask2former",
+        "OffsetMask2FormerConfig",
+        "image_processing_offset_mask2former",
+        "OffsetMask2FormerImageProcessor",
+    ),
 }
 
 
@@ -79,6 +102,7 @@ class Preset:
             "size": {"longest_edge": long_side, "shortest_edge": short_side},
             "window_size": self.protocol.window,
             "window_stride": self.protocol.stride,
+            "size_divisor": self.protocol.size_divisor,
             "do_reduce_labels": self.labels.reduce_zero_label,
         }
 
@@ -96,6 +120,31 @@ PRESETS: dict[str, Preset] = {
         ("offseg-l-ade", "offseg", "l", "ade", "efficientformerv2_l_feat", SLIDE_512, 26_375_458),
         ("offseg-l-cityscapes", "offseg", "l", "cityscapes", "efficientformerv2_l_feat", SLIDE_1024, 26_341_660),
         ("offseg-l-cocostuff", "offseg", "l", "cocostuff", "efficientformerv2_l_feat", SLIDE_512, 26_380_876),
+        ("segformer-b0-offset-ade", "segformer", "b0", "ade", "mit_b0", SLIDE_512, 3_884_940),
+        ("segformer-b0-offset-cocostuff", "segformer", "b0", "cocostuff", "mit_b0", SLIDE_512, 3_890_358),
+        ("segformer-b1-offset-ade", "segformer", "b1", "ade", "mit_b1", SLIDE_512, 13_848_044),
+        ("segformer-b1-offset-cocostuff", "segformer", "b1", "cocostuff", "mit_b1", SLIDE_512, 13_853_462),
+        ("segformer-b2-offset-ade", "segformer", "b2", "ade", "mit_b2", SLIDE_512, 24_892_908),
+        ("segformer-b2-offset-cocostuff", "segformer", "b2", "cocostuff", "mit_b2", SLIDE_512, 24_898_326),
+        ("segformer-b3-offset-ade", "segformer", "b3", "ade", "mit_b3", SLIDE_512, 44_768_748),
+        ("segformer-b3-offset-cocostuff", "segformer", "b3", "cocostuff", "mit_b3", SLIDE_512, 44_774_166),
+        ("segformer-b4-offset-ade", "segformer", "b4", "ade", "mit_b4", SLIDE_512, 61_539_308),
+        ("segformer-b4-offset-cocostuff", "segformer", "b4", "cocostuff", "mit_b4", SLIDE_512, 61_544_726),
+        ("segformer-b5-offset-ade", "segformer", "b5", "ade", "mit_b5", SLIDE_512, 82_139_628),
+        ("segformer-b5-offset-cocostuff", "segformer", "b5", "cocostuff", "mit_b5", SLIDE_512, 82_145_046),
+        ("segnext-t-offset-ade", "segnext", "t", "ade", "mscan_t", WHOLE_32, 4_394_636),
+        ("segnext-t-offset-cityscapes", "segnext", "t", "cityscapes", "mscan_t", SLIDE_1024_32, 4_360_838),
+        ("segnext-t-offset-cocostuff", "segnext", "t", "cocostuff", "mscan_t", WHOLE_32, 4_400_054),
+        ("segnext-t-offset-context59", "segnext", "t", "context59", "mscan_t", SLIDE_480_32, 4_371_158),
+        ("segnext-s-offset-ade", "segnext", "s", "ade", "mscan_s", WHOLE_32, 14_064_108),
+        ("segnext-s-offset-cityscapes", "segnext", "s", "cityscapes", "mscan_s", SLIDE_1024_32, 14_030_310),
+        ("segnext-s-offset-cocostuff", "segnext", "s", "cocostuff", "mscan_s", WHOLE_32, 14_069_526),
+        ("segnext-s-offset-context59", "segnext", "s", "context59", "mscan_s", SLIDE_480_32, 14_040_630),
+        ("segnext-b-offset-ade", "segnext", "b", "ade", "mscan_b", WHOLE_32, 28_160_748),
+        ("segnext-b-offset-cityscapes", "segnext", "b", "cityscapes", "mscan_b", SLIDE_1024_32, 28_093_414),
+        ("segnext-b-offset-cocostuff", "segnext", "b", "cocostuff", "mscan_b", WHOLE_32, 28_171_542),
+        ("segnext-b-offset-context59", "segnext", "b", "context59", "mscan_b", SLIDE_480_32, 28_113_974),
+        ("mask2former-swin-t-offset-ade", "mask2former", "swin-t", "ade", "swin_tiny", WHOLE_32, 47_570_705),
     )
 }
 

@@ -244,3 +244,13 @@ def test_damage_never_escapes_as_another_error(tmp_path, weights, save_kwargs):
         except CheckpointError:
             refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_safetensors_whatever_their_length_begins_with(tmp_path, start):
+    """The file begins with the length of its header, which may look like a pickle or a zip archive."""
+    path, header = tmp_path / "model.safetensors", '{"weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    length = int.from_bytes(start.ljust(8, b"\0"), "little")
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length).encode() + torch.ones(2).numpy().tobytes())
+    assert path.read_bytes().startswith(start)
+    assert torch.equal(read_checkpoint(path)["weight"], torch.ones(2))

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import offseg_hf
 from offseg_hf import convert_checkpoint
 from offseg_hf.conversion import CheckpointError
-from offseg_hf.conversion.tables import OFFSEG
+from offseg_hf.conversion.tables.offseg import OFFICIAL as OFFSEG
 
 
 PRESET = "offseg-t-ade"
@@ -30,7 +30,9 @@ CODE = {
     "offset_learning.py",
     "pixel_decoder_freqfusion.py",
     "pixel_decoder_mlp.py",
+    "semantic_segmentation.py",
     "sliding_window.py",
+    "weight_initialization.py",
 }
 
 

@@ -2,16 +2,18 @@ import re
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from offseg_hf import OffSegForSemanticSegmentation
-from offseg_hf.conversion.keys import fit
-from offseg_hf.conversion.tables import OFFSEG
+from offseg_hf.conversion.convert import build_model
+from offseg_hf.conversion.keys import KeyTable, fit
+from offseg_hf.conversion.tables import OFFICIAL_TABLES
 from offseg_hf.presets import PRESETS
 
 
 every_preset = pytest.mark.parametrize("preset", PRESETS)
+OFFSEG = OFFICIAL_TABLES["offseg"]
 
-# What the official state dict has and the function has not, per attention and per fusion.
+# What the official state dicts have and the functions have not: constants, and a classifier that is never called.
 DROPPED_SUFFIXES = {
     "attention_biases",
     "attention_bias_idxs",
@@ -19,14 +21,19 @@ DROPPED_SUFFIXES = {
     "hamming_lowpass",
     "hamming_highpass",
     "dysampler.init_pos",
+    "relative_position_index",
     "conv_seg.weight",
     "conv_seg.bias",
 }
 
 
-def meta_model(preset: str) -> OffSegForSemanticSegmentation:
+def meta_model(preset: str) -> PreTrainedModel:
     with torch.device("meta"):
-        return OffSegForSemanticSegmentation(PRESETS[preset].config())
+        return build_model(PRESETS[preset])
+
+
+def table_of(preset: str) -> KeyTable:
+    return OFFICIAL_TABLES[PRESETS[preset].config().model_type]
 
 
 @pytest.fixture
@@ -41,14 +48,14 @@ def official(official_keys):
 @every_preset
 def test_every_official_key_has_its_place(official, preset):
     model = meta_model(preset)
-    fitted = fit(official(preset), OFFSEG, model.state_dict())
+    fitted = fit(official(preset), table_of(preset), model.state_dict())
 
     assert fitted.problems() == fitted.counts() == "" and fitted.is_complete
     assert set(fitted.weights) == set(model.state_dict())
-    assert sorted([*fitted.origins.values(), *fitted.dropped]) == sorted(official(preset))  # each exactly once
-    assert all(any(key.endswith(f".{suffix}") for suffix in DROPPED_SUFFIXES) for key in fitted.dropped)
-    num_attentions = sum(key.endswith("attention_biases_seg") for key in official(preset))
-    assert len(fitted.dropped) == 3 * num_attentions + 3 * 3 + 2
+    assert {*fitted.origins.values(), *fitted.dropped} == set(official(preset))
+    assert not set(fitted.origins.values()) & set(fitted.dropped)
+    dropped = {key for key in official(preset) if any(key.endswith(f".{suffix}") for suffix in DROPPED_SUFFIXES)}
+    assert set(fitted.dropped) == dropped
 
 
 @every_preset
@@ -57,13 +64,16 @@ def test_number_of_parameters(preset):
     assert model.num_parameters() == PRESETS[preset].num_parameters
 
 
-def test_no_row_is_idle(official):
+@pytest.mark.parametrize("model_type", OFFICIAL_TABLES)
+def test_no_row_is_idle(official, model_type):
     """Every rename and every drop meets a key, but for the cache `ab`, which only some versions of the code save."""
-    keys = [*official("offseg-t-ade"), "backbone.network.5.attn.ab"]
-    for row, (pattern, _) in enumerate(OFFSEG.renames):
-        before = [type(OFFSEG)(OFFSEG.renames[:row]).rename(key) for key in keys]
+    table = OFFICIAL_TABLES[model_type]
+    preset = next(preset for preset in PRESETS if table_of(preset) is table)
+    keys = [*official(preset), "backbone.network.5.attn.ab"]
+    for row, (pattern, _) in enumerate(table.renames):
+        before = [KeyTable(table.renames[:row]).rename(key) for key in keys]
         assert any(re.search(pattern, key) for key in before), pattern
-    for pattern, reason in OFFSEG.drops:
+    for pattern, reason in table.drops:
         assert any(re.fullmatch(pattern, key) for key in keys), pattern
         assert reason
 
@@ -113,3 +123,49 @@ def test_two_keys_for_one_place_are_refused(official):
 def test_other_precisions_fit(official, dtype):
     weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in official("offseg-t-ade").items()}
     assert fit(weights, OFFSEG, meta_model("offseg-t-ade").state_dict()).is_complete
+
+
+IN_PROJ = KeyTable(
+    renames=((r"^old\.", "new."),),
+    splits=((r"\.in_proj_(weight|bias)$", (r".query.\1", r".key.\1", r".value.\1")),),
+    transforms=((r"key\.weight", torch.Tensor.t),),
+)
+PARTS = {f"new.{part}.{kind}": kind for part in ("query", "key", "value") for kind in ("weight", "bias")}
+
+
+def test_one_tensor_that_is_several_of_ours():
+    """Parts are equal, in order and along the first dimension; each is then transformed by its own name."""
+    weight, bias = torch.arange(36.0).reshape(12, 3)[:9], torch.arange(9.0)
+    ours = {name: torch.empty(3, 3) if kind == "weight" else torch.empty(3) for name, kind in PARTS.items()}
+    fitted = fit({"old.in_proj_weight": weight, "old.in_proj_bias": bias}, IN_PROJ, ours)
+
+    assert fitted.is_complete and fitted.weights.keys() == ours.keys()
+    assert torch.equal(fitted.weights["new.query.weight"], weight[:3])
+    assert torch.equal(fitted.weights["new.key.weight"], weight[3:6].t())
+    assert torch.equal(fitted.weights["new.value.weight"], weight[6:])
+    assert [fitted.weights[f"new.{part}.bias"].tolist() for part in ("query", "key", "value")] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8],
+    ]
+    assert fitted.origins == {name: f"old.in_proj_{kind}" for name, kind in PARTS.items()}
+    assert fitted.used == {"old.in_proj_weight", "old.in_proj_bias"}
+
+
+@pytest.mark.parametrize("length", [0, 2, 6, 10])
+def test_parts_of_another_size_are_listed(length):
+    ours = {name: torch.empty(3) for name, kind in PARTS.items() if kind == "bias"}
+    fitted = fit({"old.in_proj_bias": torch.empty(length)}, IN_PROJ, ours)
+    assert not fitted.is_complete and fitted.misshaped and not fitted.missing and not fitted.left_over
+
+
+def test_parts_that_cannot_be_are_listed():
+    """A number has no parts; and a place that is taken, or that we lack, is refused as for a whole tensor."""
+    ours = {name: torch.empty(3) for name, kind in PARTS.items() if kind == "bias"}
+    assert len(fit({"old.in_proj_bias": torch.tensor(0.0)}, IN_PROJ, ours).misshaped) == 3
+
+    taken = {"new.key.bias": torch.empty(3), "old.in_proj_bias": torch.empty(9)}
+    assert fit(taken, IN_PROJ, ours).left_over == ["old.in_proj_bias"]
+
+    fitted = fit({"old.in_proj_bias": torch.empty(9)}, IN_PROJ, {"new.query.bias": torch.empty(3)})
+    assert fitted.left_over == ["old.in_proj_bias"] and fitted.missing == ["new.query.bias"]

@@ -475,6 +475,7 @@ def test_unequal_images_are_padded():
     assert batch.pixel_values.shape == (3, 3, 60, 30)
     assert batch.labels.shape == (3, 60, 30)
     assert batch.windows.shape == (3, 4, 4)
+    assert batch.image_sizes.tolist() == [[20, 30], [60, 20], [20, 20]]
     for i, (image, label_map) in enumerate(zip(images, maps)):
         alone = processor(image, label_map, return_tensors="pt")
         height, width = alone.pixel_values.shape[2:]
@@ -489,12 +490,37 @@ def test_unequal_images_are_padded():
         assert batch.windows[i, number:].eq(0).all()
 
 
+def test_padding_to_a_divisor():
+    """Every image is padded to a multiple before windows are cut, as in the official code; its size is remembered."""
+    processor = OffSegImageProcessor(size={"shortest_edge": 20}, window_size=32, window_stride=24, size_divisor=16)
+    images = [pattern(20, 30, 3), pattern(50, 20, 3)]
+    batch = processor(images, [pattern(20, 30), pattern(50, 20)], return_tensors="pt")
+    assert batch.pixel_values.shape == (2, 3, 64, 32)
+    assert batch.image_sizes.tolist() == [[20, 30], [50, 20]]
+    assert batch.windows.tolist() == [
+        [[0, 0, 32, 32], [0, 0, 0, 0], [0, 0, 0, 0]],
+        [[0, 0, 32, 32], [24, 0, 56, 32], [32, 0, 64, 32]],
+    ]
+    assert batch.pixel_values[0, :, 20:].eq(0).all() and batch.pixel_values[0, :, :, 30:].eq(0).all()
+    assert batch.labels[0, 20:].eq(255).all() and batch.labels[0, :20, :30].eq(torch.from_numpy(pattern(20, 30))).all()
+
+    whole = processor(images[0], window_size=None, return_tensors="pt")
+    assert whole.windows.tolist() == [[[0, 0, 32, 32]]]
+    unpadded = processor(images[0], window_size=None, do_pad=False, return_tensors="pt")
+    assert unpadded.windows.tolist() == [[[0, 0, 20, 30]]] and unpadded.pixel_values.shape == (1, 3, 20, 30)
+    with pytest.raises(ValueError, match="pad_size: expected at least 32 x 32 .* got .*24"):
+        processor(images[0], pad_size={"height": 24, "width": 64})
+    with pytest.raises(ValueError, match="size_divisor: expected at least 1, or None, got 0"):
+        processor(images[0], size_divisor=0)
+
+
 def test_padding_to_a_given_size_and_no_padding():
     processor = OffSegImageProcessor(size={"shortest_edge": 20}, window_size=None)
     batch = processor(pattern(10, 15, 3), pattern(10, 15), pad_size={"height": 32, "width": 40}, return_tensors="pt")
     assert batch.pixel_values.shape == (1, 3, 32, 40)
     assert batch.labels.shape == (1, 32, 40)
     assert batch.windows.tolist() == [[[0, 0, 20, 30]]]
+    assert batch.image_sizes.tolist() == [[20, 30]]
     assert batch.labels[0, 20:].eq(255).all() and batch.labels[0, :, 30:].eq(255).all()
 
     listed = processor([pattern(10, 15, 3), pattern(10, 10, 3)], do_pad=False)
@@ -652,8 +678,7 @@ def test_post_processing_crops_the_padding():
     logits = torch.full((2, 3, 40, 30), 1e4)
     logits[0, :, :20, :30] = image_logits = logits_of(3, 20, 30)
     logits[1] = logits_of(3, 40, 30)
-    windows = torch.tensor([[[0, 0, 20, 20], [0, 10, 20, 30]], [[0, 0, 40, 30], [0, 0, 0, 0]]])
-    outputs = SimpleNamespace(logits=logits, windows=windows)
+    outputs = SimpleNamespace(logits=logits, image_sizes=torch.tensor([[20, 30], [40, 30]]))
     maps = OffSegImageProcessor().post_process_semantic_segmentation(outputs, [(35, 50), (40, 30)])
     assert torch.equal(maps[0], upsampled(image_logits, (35, 50)).argmax(0))
     assert torch.equal(maps[1], logits[1].argmax(0))
@@ -771,7 +796,7 @@ def test_unequal_images_in_a_batch_by_hand(model, processor):
     inputs = processor(images, return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs)
-    assert torch.equal(outputs.windows, inputs.windows)
+    assert torch.equal(outputs.image_sizes, inputs.image_sizes)
     maps = processor.post_process_semantic_segmentation(outputs, [image.size[::-1] for image in images])
     for label_map, image in zip(maps, images):
         assert agreement(label_map.numpy(), by_hand(model, processor, image)) > 0.999

@@ -105,6 +105,30 @@ def test_batch_norm_statistics(learned):
     assert norm.weight.requires_grad and norm.bias.requires_grad
 
 
+def test_initialization():
+    """As in the official code, where what contains a layer overrules the layer's own initialisation."""
+    torch.manual_seed(0)
+    model = OffSegForSemanticSegmentation(OffSegConfig.from_size("t"))
+    fusion, block = model.pixel_decoder.fusions[0], model.encoder.stages[3][0]
+    stds = {
+        0.001: [fusion.low_pass_generator, fusion.high_pass_generator],
+        0.02: [block.mlp.expand.conv, block.mlp.project.conv, model.offset_learning.class_offset_proj],
+        (2 / 256) ** 0.5: [model.pixel_decoder.output_conv.conv],  # Kaiming's, over what goes out
+        (2 / (9 * (64 + 32))) ** 0.5: [fusion.sampler.displacement_scale],  # Xavier's
+    }
+    for std, layers in stds.items():
+        for layer in layers:
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.1), layer
+    assert not any(conv.bias.any() for conv in fusion.modules() if isinstance(conv, nn.Conv2d))
+    assert set(block.mlp_scale.flatten().tolist()) == {torch.tensor(1e-5).item()}
+
+    # Under transformers' rules: what a file lacks is initialised in this way, and what was loaded stays.
+    state_dict = {key: value for key, value in model.state_dict().items() if "fusions.0.low_pass" not in key}
+    loaded = OffSegForSemanticSegmentation.from_pretrained(None, config=model.config, state_dict=state_dict)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in state_dict.items())
+    assert loaded.pixel_decoder.fusions[0].low_pass_generator.weight.std().item() == pytest.approx(0.001, rel=0.1)
+
+
 def test_drop_path_drops_whole_samples():
     model = small_model(drop_path_rate=0.9).train()
     pixel_values = images(1, 3, 64, 64).expand(8, -1, -1, -1)
@@ -120,7 +144,8 @@ def test_windows():
     """Logits of the windows are upsampled and averaged; the loss is that of the assembled logits."""
     model, pixel_values = small_model(), images(1, 3, 64, 100)
     windows = torch.tensor([[[0, 0, 64, 64], [0, 36, 64, 100]]])
-    output = model(pixel_values, windows=windows, labels=torch.ones(1, 64, 100, dtype=torch.long))
+    labels, image_sizes = torch.ones(1, 64, 100, dtype=torch.long), torch.tensor([[60, 100]])
+    output = model(pixel_values, windows=windows, image_sizes=image_sizes, labels=labels)
     left, right = (
         nn.functional.interpolate(model(pixel_values[..., a:b]).logits, size=(64, 64), mode="bilinear")
         for a, b in ((0, 64), (36, 100))
@@ -128,9 +153,11 @@ def test_windows():
     expected = torch.cat([left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]], dim=-1)
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(output.loss, -expected.log_softmax(dim=1)[:, 1].mean())
-    assert torch.equal(output.windows, windows)
+    assert torch.equal(output.image_sizes, image_sizes)
     with pytest.raises(ValueError, match="not both"):
         model(pixel_values, windows=windows, output_hidden_states=True)
+    with pytest.raises(ValueError, match="pass windows too, or neither"):
+        model(pixel_values, image_sizes=image_sizes)
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,22 @@
 """Models with the weights of the goldens, converted as a user's checkpoint would be."""
 
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 
 import pytest
+from transformers import PreTrainedModel
 
-from offseg_hf import OffSegForSemanticSegmentation
 from offseg_hf.conversion.convert import load_official_weights
 from offseg_hf.presets import get_preset
 from tests.parity.fill import official_state_dict
 
 
-@cache
-def converted(preset: str) -> OffSegForSemanticSegmentation:
+@lru_cache(maxsize=4)
+def converted(preset: str) -> PreTrainedModel:
     return load_official_weights(get_preset(preset), official_state_dict(preset), preset)[0]
 
 
-@cache
-def fused(preset: str) -> OffSegForSemanticSegmentation:
+@lru_cache(maxsize=4)
+def fused(preset: str) -> PreTrainedModel:
     return converted(preset).fuse()
 
 
@@ -28,15 +27,6 @@ def model_of(request):
 
 
 @pytest.fixture(scope="session")
-def model() -> OffSegForSemanticSegmentation:
+def model() -> PreTrainedModel:
     """The OffSeg-T for ADE20K."""
     return converted("offseg-t-ade")
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
-    """The OffSeg-T for ADE20K and its image processor, saved."""
-    folder = tmp_path_factory.mktemp("offseg-t-ade")
-    converted("offseg-t-ade").save_pretrained(folder)
-    get_preset("offseg-t-ade").image_processor().save_pretrained(folder)
-    return folder

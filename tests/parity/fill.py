@@ -18,6 +18,7 @@ CONSTANTS = (
     "attention_biases",
     "attention_bias_idxs",
     "attention_bias_idxs_seg",
+    "relative_position_index",
     "hamming_lowpass",
     "hamming_highpass",
     "init_pos",
@@ -38,7 +39,7 @@ def weight(name: str, shape: list[int]) -> np.ndarray:
         x = 0.1 * x
     elif leaf.startswith("layer_scale"):
         x = 0.4 + 0.1 * x
-    elif leaf in ("attention_biases_seg", "cls_repr"):
+    elif leaf in ("attention_biases_seg", "relative_position_bias_table", "cls_repr"):
         x = 0.5 * x
     elif name.endswith("talking_head2.bias"):
         x = 1e-3 * x

@@ -107,7 +107,7 @@ def test_any_size(size, model_of):
 def test_outputs(model):
     pixel_values = images(1, 3, 64, 96)
     output = model(pixel_values)
-    assert output.hidden_states is None and output.loss is None and output.windows is None
+    assert output.hidden_states is None and output.loss is None and output.image_sizes is None
     output = model(pixel_values, output_hidden_states=True)
     assert [tuple(x.shape) for x in output.hidden_states] == [
         (1, 32, 16, 24),

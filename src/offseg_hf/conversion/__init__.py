@@ -2,14 +2,14 @@
 
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
 from offseg_hf.conversion.convert import ConversionReport, convert_checkpoint
-from offseg_hf.conversion.encoder import EncoderReport, load_pretrained_encoder
+from offseg_hf.conversion.pretrained import PretrainedReport, load_pretrained
 
 
 __all__ = [
     "CheckpointError",
     "ConversionReport",
-    "EncoderReport",
+    "PretrainedReport",
     "convert_checkpoint",
-    "load_pretrained_encoder",
+    "load_pretrained",
     "read_checkpoint",
 ]

@@ -110,13 +110,13 @@ def _read(file: BinaryIO, path: Path) -> dict[str, torch.Tensor]:
     file.seek(0)
     if not head:
         raise CheckpointError(f"{EXPECTED}, got an empty file; {DOWNLOAD_AGAIN}")
+    if head[8:9] == b"{":  # first: the length before it may begin like either of the others
+        return load_safetensors(path)
     if head.startswith(b"PK"):
         return _read_zip(file)
     if head.startswith(b"\x80"):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read_stream(content)
-    if head[8:9] == b"{":
-        return load_safetensors(path)
     raise CheckpointError(f"{EXPECTED}, got {_describe(head, path.stat().st_size)}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation, PreTrainedModel
 
 from offseg_hf import register
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
@@ -40,7 +40,7 @@ def convert_checkpoint(
         model, fitted = load_official_weights(recipe, read_checkpoint(checkpoint), str(checkpoint))
         model.save_pretrained(folder)
         recipe.image_processor().save_pretrained(folder)
-    return ConversionReport(len(fitted.weights), fitted.dropped, Path(output), model.num_parameters())
+    return ConversionReport(len(fitted.used), fitted.dropped, Path(output), model.num_parameters())
 
 
 def load_official_weights(preset: Preset, weights: Mapping[str, Tensor], source: str) -> tuple[PreTrainedModel, Fit]:
@@ -71,4 +71,6 @@ def fitting_presets(weights: Mapping[str, Tensor]) -> list[str]:
 
 def build_model(preset: Preset) -> PreTrainedModel:
     register()
-    return AutoModelForSemanticSegmentation.from_config(preset.config())
+    universal = preset.family == "mask2former"
+    auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
+    return auto_class.from_config(preset.config())

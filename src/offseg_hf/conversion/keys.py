@@ -18,11 +18,14 @@ class KeyTable:
     """How the keys of one family's checkpoints become ours.
 
     `renames` (pattern, replacement) are applied one after another; `drops` (pattern of a whole official key, reason)
-    name what is not wanted; `transforms` (pattern at the end of one of our keys, function) change the tensor itself.
+    name what is not wanted; `splits` (pattern in a renamed key, replacements) part a tensor that is several of ours,
+    equally along its first dimension; `transforms` (pattern at the end of one of our keys, function) change the tensor
+    itself.
     """
 
     renames: tuple[tuple[str, str], ...]
     drops: tuple[tuple[str, str], ...] = ()
+    splits: tuple[tuple[str, tuple[str, ...]], ...] = ()
     transforms: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
 
     def rename(self, key: str) -> str:
@@ -33,11 +36,34 @@ class KeyTable:
     def is_dropped(self, key: str) -> bool:
         return any(re.fullmatch(pattern, key) for pattern, _ in self.drops)
 
+    def split(self, key: str, tensor: Tensor) -> dict[str, Tensor]:
+        """The parts of `tensor` by their keys; most tensors are one part, under the `key` they have."""
+        for pattern, replacements in self.splits:
+            if re.search(pattern, key):
+                parts = tensor.tensor_split(len(replacements)) if tensor.ndim else [tensor] * len(replacements)
+                return {re.sub(pattern, name, key): part for name, part in zip(replacements, parts)}
+        return {key: tensor}
+
     def transform(self, key: str, tensor: Tensor) -> Tensor:
         for pattern, function in self.transforms:
             if re.search(f"{pattern}$", key):
                 tensor = function(tensor)
         return tensor
+
+
+@dataclass(frozen=True)
+class PretrainedForm:
+    """One form in which weights to start training from are published.
+
+    name: what it is, for messages. marker: a key that this form has and no other.
+    kept: pattern of the whole names of our parameters that keep their values where the weights lack them or have them
+        in another shape.
+    """
+
+    name: str
+    marker: str
+    table: KeyTable
+    kept: str
 
 
 @dataclass
@@ -50,6 +76,11 @@ class Fit:
     missing: list[str] = field(default_factory=list)  # our keys
     left_over: list[str] = field(default_factory=list)  # official keys
     misshaped: dict[str, str] = field(default_factory=dict)  # our key -> official key and both shapes, in words
+
+    @property
+    def used(self) -> set[str]:
+        """The official keys whose tensors, or parts of them, are among the weights."""
+        return {self.origins[name] for name in self.weights}
 
     @property
     def is_complete(self) -> bool:
@@ -75,17 +106,18 @@ def fit(official: Mapping[str, Tensor], table: KeyTable, ours: Mapping[str, Tens
     """
     result = Fit()
     for key, tensor in official.items():
-        name = table.rename(key)
-        if table.is_dropped(key) or (key.endswith(COUNTER) and name not in ours):
+        parts = table.split(table.rename(key), tensor)
+        if table.is_dropped(key) or (key.endswith(COUNTER) and parts.keys().isdisjoint(ours)):
             result.dropped.append(key)
-        elif name not in ours or name in result.weights:
+        elif any(name not in ours or name in result.weights for name in parts):
             result.left_over.append(key)
         else:
-            tensor = table.transform(name, tensor)
-            if tensor.shape != ours[name].shape or not _is_compatible(tensor.dtype, ours[name].dtype):
-                result.misshaped[name] = f"{key} is {_describe(tensor)} instead of {_describe(ours[name])}"
-            result.weights[name] = tensor
-            result.origins[name] = key
+            for name, part in parts.items():
+                part = table.transform(name, part)
+                if part.shape != ours[name].shape or not _is_compatible(part.dtype, ours[name].dtype):
+                    result.misshaped[name] = f"{key} is {_describe(part)} instead of {_describe(ours[name])}"
+                result.weights[name] = part
+                result.origins[name] = key
     result.missing = [name for name in ours if name not in result.weights and not name.endswith(COUNTER)]
     return result
 

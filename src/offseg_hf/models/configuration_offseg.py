@@ -171,8 +171,8 @@ class OffSegConfig(EncoderConfig):
     use_feature_offset: bool = True
     semantic_loss_ignore_index: int = 255
 
-    # Trainer and pipelines gather every output that is not named here; the windows are an echo of the input.
-    keys_to_ignore_at_inference = ["hidden_states", "windows"]
+    # Trainer and pipelines gather every output that is not named here; the sizes are an echo of the input.
+    keys_to_ignore_at_inference = ["hidden_states", "image_sizes"]
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "OffSegConfig":

@@ -49,29 +49,32 @@ class OffSegImageProcessorKwargs(ImagesKwargs, total=False):
         Side of the square windows, in pixels of the resized image. `None` is one window, the whole image.
     window_stride (`int`, *optional*, defaults to `self.window_stride`):
         Distance between the starts of neighbouring windows, at most `window_size`.
+    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
+        The sides of `pixel_values`, and of what the windows cover, are padded to multiples of it.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
         Whether label 0 means "no class", as in ADE20K: 0 becomes 255 and every other label one less; 255 stays.
     """
 
     window_size: int | None
     window_stride: int | None
+    size_divisor: int | None
     do_reduce_labels: bool | None
 
 
 class OffSegImageProcessor(PilBackend):
-    """Images to `pixel_values` and `windows`, label maps to `labels`, and logits back to label maps.
+    """Images to `pixel_values`, `windows` and `image_sizes`, label maps to `labels`, and logits back to label maps.
 
     size: `{"shortest_edge", "longest_edge"}`: the largest size of the same aspect ratio within both;
         `{"shortest_edge"}`: the same without the second bound; `{"height", "width"}`: exactly this.
     do_rescale: as everywhere in transformers, whether pixels come as 0..255, floats too. For floats in 0..1 pass
         `do_rescale=False`.
-    do_pad, pad_size: pad at the bottom and the right, images with 0 (the mean colour), label maps with 255, to the
-        largest size of the batch or to `pad_size`.
-    window_size, window_stride, do_reduce_labels: see [`OffSegImageProcessorKwargs`].
+    do_pad, pad_size: pad at the bottom and the right, images with 0 (the mean colour), label maps with 255, each image
+        to a multiple of `size_divisor`, if set, and all to the largest size of the batch or to `pad_size`.
+    window_size, window_stride, size_divisor, do_reduce_labels: see [`OffSegImageProcessorKwargs`].
     """
 
     valid_kwargs = OffSegImageProcessorKwargs
-    model_input_names = ["pixel_values", "windows"]
+    model_input_names = ["pixel_values", "windows", "image_sizes"]
 
     do_convert_rgb = True
     do_resize = True
@@ -86,6 +89,7 @@ class OffSegImageProcessor(PilBackend):
     do_pad = True
     window_size = 512
     window_stride = 480
+    size_divisor = None
     do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[OffSegImageProcessorKwargs]):
@@ -105,7 +109,8 @@ class OffSegImageProcessor(PilBackend):
         segmentation_maps: as many label maps, (height, width) each, of the sizes of their images.
 
         Returns `pixel_values` float32 (batch, 3, height, width), `windows` int64 (batch, num_windows, 4) with boxes
-        (top, left, bottom, right), zeros where an image has fewer, and `labels` int64 (batch, height, width).
+        (top, left, bottom, right), zeros where an image has fewer, `image_sizes` int64 (batch, 2) with the height and
+        width of each image within `pixel_values`, and `labels` int64 (batch, height, width).
         Raises ValueError that names the image or label map at fault.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
@@ -120,6 +125,7 @@ class OffSegImageProcessor(PilBackend):
         pad_size: SizeDict | None,
         window_size: int | None,
         window_stride: int | None,
+        size_divisor: int | None,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
@@ -128,12 +134,24 @@ class OffSegImageProcessor(PilBackend):
         if do_resize:
             images = [self.resize(image, size) for image in images]
             labels = [resize_nearest(label, *image.shape[1:]) for label, image in zip(labels, images)]
-        windows = [_windows(*image.shape[1:], window_size, window_stride) for image in images]
+        image_sizes = padded_sizes = [image.shape[1:] for image in images]
         images = [self._rescale_and_normalize(image, **kwargs) for image in images]
         if do_pad:
+            padded_sizes = [_round_up(size, size_divisor or 1) for size in image_sizes]
+            height, width = (max(lengths) for lengths in zip(*padded_sizes))
+            pad_size = pad_size or SizeDict(height=height, width=width)
+            if (pad_size.height or 0) < height or (pad_size.width or 0) < width:
+                raise ValueError(
+                    f"pad_size: expected at least {height} x {width} for these images, got {dict(pad_size)}"
+                )
             images = self.pad(images, pad_size)
             labels = [pad_label_map(label, *image.shape[1:]) for label, image in zip(labels, images)]
-        data = {"pixel_values": images, "windows": _pad_windows(windows)}
+        windows = [_windows(*size, window_size, window_stride) for size in padded_sizes]
+        data = {
+            "pixel_values": images,
+            "windows": _pad_windows(windows),
+            "image_sizes": [np.array(size, dtype=np.int64) for size in image_sizes],
+        }
         if labels:
             data["labels"] = labels
         return BatchFeature(data=data, tensor_type=return_tensors)
@@ -219,6 +237,7 @@ class OffSegImageProcessor(PilBackend):
         data_format: str | ChannelDimension | None = None,
         window_size: int | None = None,
         window_stride: int | None = None,
+        size_divisor: int | None = None,
         **kwargs,
     ) -> None:
         """Refuse settings that would have no effect, instead of ignoring them."""
@@ -239,6 +258,8 @@ class OffSegImageProcessor(PilBackend):
                 f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
                 f"window_size={window_size} (for no windows: window_size=None)"
             )
+        if size_divisor is not None and size_divisor < 1:
+            raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
 
     def post_process_semantic_segmentation(
         self,
@@ -248,22 +269,22 @@ class OffSegImageProcessor(PilBackend):
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Logits to label maps, int64 (height, width), one per image.
 
-        outputs: with `logits` (batch, num_labels, height, width) and, if the model looked through windows, `windows`:
-            they say where in a padded batch the image is.
+        outputs: with `logits` (batch, num_labels, height, width) and, if the model looked through windows,
+            `image_sizes`: they say where in a padded batch the image is.
         target_sizes: (height, width) per image, to which the logits are upsampled bilinearly before the classes are
             compared; usually the sizes of the original images. Without, label maps have the size of the logits.
         return_segmentation_scores: return objects with `segmentation` and `segmentation_scores`, the float32 logits
             (num_labels, height, width) it was chosen from. They need memory for all classes at full size.
         """
         logits = outputs.logits
-        windows = getattr(outputs, "windows", None)
+        image_sizes = getattr(outputs, "image_sizes", None)
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(f"expected a target size per image, got {len(target_sizes)} for {len(logits)} images")
         results = []
         for index, image_logits in enumerate(logits):
-            if windows is not None:
-                bottom, right = windows[index, :, 2:].amax(dim=0).tolist()
-                image_logits = image_logits[:, :bottom, :right]
+            if image_sizes is not None:
+                height, width = image_sizes[index].tolist()
+                image_logits = image_logits[:, :height, :width]
             size = image_logits.shape[1:] if target_sizes is None else target_sizes[index]
             size = tuple(int(length) for length in size)
             if return_segmentation_scores:
@@ -284,6 +305,10 @@ class OffSegImageProcessor(PilBackend):
         if isinstance(reference, str):
             settings["auto_map"]["AutoImageProcessor"] = {"torchvision": reference, "pil": reference}
         return settings
+
+
+def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    return tuple(-(-length // divisor) * divisor for length in size)
 
 
 def _windows(height: int, width: int, window_size: int | None, window_stride: int | None) -> np.ndarray:

@@ -39,6 +39,11 @@ class ConvNorm(nn.Sequential):
         return conv
 
 
+def lateral_convs(in_channels: list[int], out_channels: list[int], norm: Callable[[int], nn.Module]) -> nn.ModuleList:
+    """1x1 convolutions that bring the feature maps of an encoder to the channels that a pixel decoder fuses."""
+    return nn.ModuleList(ConvNorm(i, o, bias=False, norm=norm) for i, o in zip(in_channels, out_channels))
+
+
 class FixedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that normalises by its running statistics in training too; weight and bias are trained."""
 

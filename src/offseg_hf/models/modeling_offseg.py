@@ -5,43 +5,29 @@ Paper: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better 
 (padded to a multiple of 32, logits cropped), and attention biases that cannot go stale.
 """
 
-from copy import deepcopy
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .attention import AttentionBias
 from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
 from .encoder_efficientformer_v2 import ConvMlp, EfficientFormerV2Encoder, EncoderBlock
-from .layers import fuse
 from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder
 from .pixel_decoder_mlp import MlpPixelDecoder
-from .sliding_window import sliding_window_logits
+from .semantic_segmentation import SemanticSegmentationMixin
+from .weight_initialization import WeightInitializationMixin
 
 
 STRIDE = 32  # of the coarsest feature map
 
 
-@dataclass
-class OffSegSemanticSegmenterOutput(SemanticSegmenterOutput):
-    """[`SemanticSegmenterOutput`] and the windows that the logits were assembled from.
-
-    windows (`torch.LongTensor` of shape `(batch_size, num_windows, 4)`, *optional*, returned when passed):
-        Boxes (top, left, bottom, right); together they cover the part of the logits that is image, not padding.
-    """
-
-    windows: torch.LongTensor | None = None
-
-
-class OffSegPreTrainedModel(PreTrainedModel):
+class OffSegPreTrainedModel(WeightInitializationMixin, PreTrainedModel):
     """Initialisation of the weights, and what transformers wants to know of the models."""
 
     config: EncoderConfig
@@ -83,10 +69,7 @@ class OffSegPreTrainedModel(PreTrainedModel):
             for conv_norm in (*module.lateral_convs, module.output_conv):
                 init.kaiming_normal_(conv_norm.conv.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, OffsetLearning):
-            init.trunc_normal_(module.class_representation, std=std)
-            for proj in (module.class_offset_proj, module.feature_offset_proj):
-                if proj is not None:
-                    init.trunc_normal_(proj.weight, std=std)
+            module.reset_parameters(std)
 
 
 class EfficientFormerV2Backbone(BackboneMixin, OffSegPreTrainedModel):
@@ -118,11 +101,10 @@ class EfficientFormerV2Backbone(BackboneMixin, OffSegPreTrainedModel):
         )
 
 
-class OffSegForSemanticSegmentation(OffSegPreTrainedModel):
+class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedModel):
     """OffSeg, the paper's Figure 4: an encoder, a pixel decoder and offset learning."""
 
     config: OffSegConfig
-    accepts_loss_kwargs = False  # the loss is a mean over all pixels, which Trainer must not weigh anew
 
     def __init__(self, config: OffSegConfig):
         super().__init__(config)
@@ -134,73 +116,12 @@ class OffSegForSemanticSegmentation(OffSegPreTrainedModel):
         )
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        windows: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> OffSegSemanticSegmenterOutput:
-        """Segments images of any size, whole or window by window.
-
-        pixel_values: (batch, num_channels, height, width).
-        labels: class ids (batch, height, width), `config.semantic_loss_ignore_index` where there is none.
-        windows: boxes (batch, num_windows, 4) as [`OffSegImageProcessor`] makes them. The logits of the windows are
-            upsampled and averaged, so that logits have the size of `pixel_values`; without windows it is a quarter of
-            that, rounded up.
-
-        With `output_hidden_states`, `hidden_states` are the encoder's four feature maps; not with windows.
-        """
-        check_pixel_values(pixel_values, self.config.num_channels)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states and windows is None
-        if windows is None:
-            logits, hidden_states = self.segment(pixel_values)
-        elif output_hidden_states:
-            raise ValueError(
-                "hidden states are those of one image: call the model with them or with windows, not both"
-            )
-        else:
-            logits = sliding_window_logits(
-                lambda crops: self.segment(crops)[0], pixel_values, windows, self.config.num_labels
-            )
-
-        loss = None
-        if labels is not None:
-            check_labels(labels, pixel_values, self.config.num_labels, self.config.semantic_loss_ignore_index)
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
-
-        return OffSegSemanticSegmenterOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            windows=windows,
-        )
-
     def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (batch, num_labels, ceil(height / 4), ceil(width / 4)) and the encoder's feature maps."""
         feature_maps = self.encoder(pad_to_stride(pixel_values))
         pixel_features = self.pixel_decoder(feature_maps)
         logits = self.offset_learning(pixel_features)
         return crop_to_stride(logits, pixel_values, 4), feature_maps
-
-    def fuse(self) -> "OffSegForSemanticSegmentation":
-        """A copy for inference that gives the same logits (to 2e-4 in float32) with less arithmetic.
-
-        Batch norms, layer scales and query scales are folded into the convolutions beside them, and attention biases
-        are kept. The copy can be moved, cast and compiled, but neither trained nor saved.
-        """
-        model = fuse(deepcopy(self).eval().requires_grad_(False))
-        model.is_fused = True
-        return model
-
-    is_fused = False
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        if self.is_fused:
-            raise ValueError("a fused model is for inference only and cannot be saved: save the model it was made of")
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def build_encoder(config: EncoderConfig) -> EfficientFormerV2Encoder:
@@ -233,41 +154,8 @@ def crop_to_stride(x: Tensor, pixel_values: Tensor, stride: int) -> Tensor:
     return x[..., : -(-height // stride), : -(-width // stride)]
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg."""
-    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
-    return F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none").mean()
-
-
-def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-        raise ValueError(
-            f"pixel_values must have the shape (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}"
-        )
-
-
-def check_labels(labels: Tensor, pixel_values: Tensor, num_labels: int, ignore_index: int) -> None:
-    expected = (len(pixel_values), *pixel_values.shape[-2:])
-    if tuple(labels.shape) != expected:
-        raise ValueError(
-            f"labels must have the size of the images, (batch, height, width) = {expected}, got {tuple(labels.shape)}"
-        )
-    if labels.is_floating_point():
-        raise ValueError(f"labels must be integers (class ids), got {labels.dtype}")
-    # On an accelerator the look at the values would wait for the queue; there, out of range is a device-side assert.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
-        if len(wrong):
-            values = ", ".join(str(value) for value in wrong.unique().tolist()[:5])
-            raise ValueError(
-                f"labels must be in [0, {num_labels - 1}] or {ignore_index} (ignored), got {len(wrong)} pixels with "
-                f"other values, such as {values}"
-            )
-
-
 __all__ = [
     "EfficientFormerV2Backbone",
     "OffSegForSemanticSegmentation",
     "OffSegPreTrainedModel",
-    "OffSegSemanticSegmenterOutput",
 ]

@@ -2,48 +2,132 @@
 
 Paper: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better Spatial and Class Feature Alignment"
 (ICCV 2025, https://arxiv.org/abs/2508.08811). Source: HVision-NKU/OffSeg @ 1414f6d,
-mmseg/models/decode_heads/offset_learning.py. Changed here: the feature offset is never formed (see `forward`).
+mmseg/models/decode_heads/offset_learning.py. Changed here: the feature offset is never formed (see `similarity`), and
+a trained classifier can be continued (`OffsetLearning.from_classifier`).
 """
 
 import torch
 from torch import Tensor, nn
 
 
-class OffsetLearning(nn.Module):
-    """Classifies pixels by their similarity to class representations, after both have been offset.
+class OffsetAlignment(nn.Module):
+    """Compares pixels with classes, or with masks, after both have been offset.
 
-    With either branch off it is the paper's ablation (Table 6); with both off, per-pixel classification.
+    With either branch off it is the paper's ablation (Table 6); with both off, a plain product.
     """
 
-    def __init__(
-        self, num_classes: int, channels: int, use_class_offset: bool = True, use_feature_offset: bool = True
-    ):
+    def __init__(self, channels: int, use_class_offset: bool = True, use_feature_offset: bool = True):
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"expected at least 2 classes, for logits are normalised over classes; got {num_classes}")
-        self.class_representation = nn.Parameter(torch.empty(1, num_classes, channels))
         self.class_offset_proj = nn.Linear(channels, channels, bias=False) if use_class_offset else None
         self.feature_offset_proj = nn.Linear(channels, channels, bias=False) if use_feature_offset else None
-        self.logit_norm = nn.LayerNorm(num_classes)
+        OffsetAlignment.reset_parameters(self)
 
-    def forward(self, pixel_features: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> logits (batch, num_classes, height, width)."""
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """The official initialisation, from scratch."""
+        for proj in self.offset_projs():
+            nn.init.trunc_normal_(proj.weight, std=std)
+
+    @torch.no_grad()
+    def start_without_offsets(self) -> None:
+        """Sets the projections to zero: nothing moves, until training moves it."""
+        for proj in self.offset_projs():
+            nn.init.zeros_(proj.weight)
+
+    def offset_projs(self) -> list[nn.Linear]:
+        return [proj for proj in (self.class_offset_proj, self.feature_offset_proj) if proj is not None]
+
+    def forward(self, class_embeddings: Tensor, pixel_features: Tensor) -> Tensor:
+        """Classes (1 or batch, classes, channels) and pixels (batch, channels, height, width) -> their similarity
+        (batch, classes, height, width)."""
         height, width = pixel_features.shape[-2:]
-        features = pixel_features.flatten(2).transpose(1, 2)  # (batch, pixels, channels)
-        classes = aligned_classes = self.class_representation  # (1, classes, channels)
-        logits = coupled_attention = features @ classes.transpose(1, 2)  # (batch, pixels, classes)
+        similarity = self.similarity(class_embeddings, pixel_features.flatten(2).transpose(1, 2))
+        return similarity.transpose(1, 2).unflatten(2, (height, width))
+
+    def similarity(self, classes: Tensor, features: Tensor) -> Tensor:
+        """Classes (1 or batch, classes, channels) and pixels (batch, pixels, channels) -> (batch, pixels, classes)."""
+        aligned_classes = classes
+        similarity = coupled_attention = self.compare(features, classes)  # (batch, pixels, classes)
 
         if self.class_offset_proj is not None:
             # Every class gathers pixels. Transposed first: a softmax over thousands of pixels is faster, and loses no
             # digits in its sum, where they are neighbours in memory.
             gathered = coupled_attention.transpose(1, 2).softmax(dim=-1) @ features
             aligned_classes = classes + self.class_offset_proj(gathered)
-            logits = features @ aligned_classes.transpose(1, 2)
+            similarity = self.compare(features, aligned_classes)
 
         if self.feature_offset_proj is not None:
             # Every pixel gathers classes: feature_offset = feature_offset_proj(position_attention @ classes). All that
-            # the logits want of it are its products with the aligned classes, so a classes x classes matrix is enough.
-            offset_logits = self.feature_offset_proj(classes) @ aligned_classes.transpose(1, 2)
-            logits = logits + coupled_attention.softmax(dim=-1) @ offset_logits
+            # the result wants of it are its products with the aligned classes: a classes x classes matrix is enough.
+            offset_similarity = self.feature_offset_proj(classes) @ aligned_classes.transpose(1, 2)
+            similarity = similarity + coupled_attention.softmax(dim=-1) @ offset_similarity
 
-        return self.logit_norm(logits).transpose(1, 2).unflatten(2, (height, width))
+        return similarity
+
+    def compare(self, features: Tensor, classes: Tensor) -> Tensor:
+        return features @ classes.transpose(1, 2)
+
+
+class OffsetLearning(OffsetAlignment):
+    """Classifies pixels by their similarity to class representations, after both have been offset.
+
+    normalize_logits: layer-normalise the logits over classes, as in the paper. Without, they are as they come, plus a
+        bias per class: what a trained classifier gives is kept (see `from_classifier`).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        use_class_offset: bool = True,
+        use_feature_offset: bool = True,
+        normalize_logits: bool = True,
+    ):
+        super().__init__(channels, use_class_offset, use_feature_offset)
+        if num_classes < 2:
+            raise ValueError(f"expected at least 2 classes, which pixels are compared with; got {num_classes}")
+        self.class_representation = nn.Parameter(torch.empty(1, num_classes, channels))
+        self.logit_norm = nn.LayerNorm(num_classes) if normalize_logits else None
+        self.bias = None if normalize_logits else nn.Parameter(torch.empty(num_classes))
+        self.reset_parameters()
+
+    @classmethod
+    def from_classifier(
+        cls, weight: Tensor, bias: Tensor | None = None, use_class_offset: bool = True, use_feature_offset: bool = True
+    ) -> "OffsetLearning":
+        """Continues a linear classifier of pixels: at first it gives the classifier's own logits.
+
+        weight: (num_classes, channels), becomes the class representations; bias: (num_classes,). The offset
+        projections are zero.
+        """
+        num_classes, channels = weight.shape
+        head = cls(num_classes, channels, use_class_offset, use_feature_offset, normalize_logits=False)
+        head.to(device=weight.device, dtype=weight.dtype)
+        head.start_without_offsets()
+        with torch.no_grad():
+            head.class_representation.copy_(weight[None])
+            if bias is not None:
+                head.bias.copy_(bias)
+        return head
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02) -> None:
+        super().reset_parameters(std)
+        nn.init.trunc_normal_(self.class_representation, std=std)
+        if self.logit_norm is None:
+            nn.init.zeros_(self.bias)
+        else:
+            nn.init.ones_(self.logit_norm.weight)
+            nn.init.zeros_(self.logit_norm.bias)
+
+    def forward(self, pixel_features: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> logits (batch, num_classes, height, width)."""
+        return super().forward(self.class_representation, pixel_features)
+
+    def similarity(self, classes: Tensor, features: Tensor) -> Tensor:
+        logits = super().similarity(classes, features)
+        return logits if self.logit_norm is None else self.logit_norm(logits)
+
+    def compare(self, features: Tensor, classes: Tensor) -> Tensor:
+        logits = super().compare(features, classes)
+        return logits if self.bias is None else logits + self.bias

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .carafe import carafe, reassembly_kernels, weighted_gather
-from .layers import ConvNorm
+from .layers import ConvNorm, lateral_convs
 
 
 NUM_GROUPS = 4  # channel groups, each of which is sampled with displacements of its own
@@ -28,10 +28,7 @@ class FreqFusionPixelDecoder(nn.Module):
     def __init__(self, in_channels: list[int], lateral_channels: list[int], out_channels: int):
         super().__init__()
         group_norm = partial(nn.GroupNorm, 32)
-        self.lateral_convs = nn.ModuleList(
-            ConvNorm(channels, lateral, bias=False, norm=group_norm)
-            for channels, lateral in zip(in_channels, lateral_channels)
-        )
+        self.lateral_convs = lateral_convs(in_channels, lateral_channels, group_norm)
         self.fusions = nn.ModuleList()
         *finer, fused_channels = lateral_channels
         for channels in reversed(finer):

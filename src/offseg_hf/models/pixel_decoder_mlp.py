@@ -4,26 +4,29 @@ Papers: SegFormer (https://arxiv.org/abs/2105.15203); the plain decoder of OffSe
 (https://arxiv.org/abs/2508.08811, Table 6).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import ConvNorm
+from .layers import ConvNorm, lateral_convs
 
 
 class MlpPixelDecoder(nn.Module):
     """Fuses the encoder's feature maps with 1x1 convolutions and bilinear upsampling alone."""
 
-    def __init__(self, in_channels: list[int], lateral_channels: list[int], out_channels: int):
+    def __init__(
+        self,
+        in_channels: list[int],
+        lateral_channels: list[int],
+        out_channels: int,
+        norm: Callable[[int], nn.Module] = partial(nn.GroupNorm, 32),
+    ):
         super().__init__()
-        group_norm = partial(nn.GroupNorm, 32)
-        self.lateral_convs = nn.ModuleList(
-            ConvNorm(channels, lateral, bias=False, norm=group_norm)
-            for channels, lateral in zip(in_channels, lateral_channels)
-        )
-        self.output_conv = ConvNorm(sum(lateral_channels), out_channels, bias=False, norm=group_norm)
+        self.lateral_convs = lateral_convs(in_channels, lateral_channels, norm)
+        self.output_conv = ConvNorm(sum(lateral_channels), out_channels, bias=False, norm=norm)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
         """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""

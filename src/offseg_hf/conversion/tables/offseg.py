@@ -1,9 +1,9 @@
-"""Official keys -> ours, one table per family and per published form of encoder weights.
+"""OffSeg and EfficientFormerV2.
 
-Official names: HVision-NKU/OffSeg @ 1414f6d; snap-research/EfficientFormer (`eformer_s1_450.pth`); timm 1.0.31.
+Names: HVision-NKU/OffSeg @ 1414f6d; snap-research/EfficientFormer (`eformer_s1_450.pth`); timm 1.0.31.
 """
 
-from offseg_hf.conversion.keys import KeyTable
+from offseg_hf.conversion.keys import KeyTable, PretrainedForm
 
 
 # The layers inside of a block or an attention downsampling, named by position in the authors' nn.Sequentials.
@@ -49,7 +49,7 @@ EFFICIENTFORMER_V2_LAYERS = (
     (r"\bmlp\.norm2\.",                 "mlp.project.norm."),
 )  # fmt: skip
 
-OFFSEG = KeyTable(
+OFFICIAL = KeyTable(
     renames=(
         (r"^backbone\.",                                           "encoder."),
         *EFFICIENTFORMER_V2_LAYERS,
@@ -93,7 +93,7 @@ CLASSIFIER_DROPS = (
 )  # fmt: skip
 
 EFFICIENTFORMER_V2 = KeyTable(
-    renames=(*EFFICIENTFORMER_V2_LAYERS, (r"\.attention_biases$", ".attention_bias.table")),
+    renames=(*EFFICIENTFORMER_V2_LAYERS, (r"\.attention_biases$", ".attention_bias.table"), (r"^", "encoder.")),
     drops=CLASSIFIER_DROPS,
 )
 
@@ -119,6 +119,7 @@ TIMM_EFFICIENTFORMER_V2 = KeyTable(
         (r"\.mlp\.fc2\.",               ".mlp.project."),
         (r"\.bn\.",                     ".norm."),
         (r"\.attention_biases$",        ".attention_bias.table"),
+        (r"^",                          "encoder."),
     ),
     drops=CLASSIFIER_DROPS,
     transforms=(
@@ -126,5 +127,11 @@ TIMM_EFFICIENTFORMER_V2 = KeyTable(
     ),
 )  # fmt: skip
 
-# By `model_type` of the config.
-OFFICIAL_TABLES = {"offseg": OFFSEG}
+# The published attention biases belong to the grid of 224-pixel images: a model of another `image_size` keeps its own,
+# as in the official training.
+KEPT = r"encoder\..*\.attention_bias\.table|(?!encoder\.).*"
+
+PRETRAINED = (
+    PretrainedForm("EfficientFormerV2 of its authors", "patch_embed.0.weight", EFFICIENTFORMER_V2, KEPT),
+    PretrainedForm("EfficientFormerV2 of timm", "stem.conv1.conv.weight", TIMM_EFFICIENTFORMER_V2, KEPT),
+)

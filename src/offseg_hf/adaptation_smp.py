@@ -1,0 +1,112 @@
+"""Offset learning for models of segmentation_models.pytorch (smp), which is not imported here: models bring it.
+
+```python
+import segmentation_models_pytorch as smp
+from offseg_hf import apply_offset_learning
+from offseg_hf.adaptation_smp import with_offset_learning
+
+model = apply_offset_learning(smp.Unet("resnet18", classes=21))
+model.save_pretrained("unet-offset")
+model = with_offset_learning(smp.Unet).from_pretrained("unet-offset")
+```
+"""
+
+from copy import deepcopy
+from functools import cache
+from inspect import Parameter, signature
+
+from torch import nn
+
+from .models.offset_classifier import is_linear_layer, replace_classifier
+
+
+class SmpOffsetLearning:
+    """What a model of smp needs besides, to be pickled and to describe itself."""
+
+    smp_class: type
+
+    def __reduce__(self):
+        return _blank, (self.smp_class,), self.__dict__  # the class itself cannot be found by its name
+
+    def generate_model_card(self, *args, **kwargs):
+        """smp's card, with the line of code that loads this model."""
+        card = super().generate_model_card(*args, **kwargs)
+        import_line = "import segmentation_models_pytorch as smp\n"
+        ours = "from offseg_hf.adaptation_smp import with_offset_learning\n"
+        card.text = card.text.replace(import_line, import_line + ours, 1)
+        loader = f"with_offset_learning(smp.{self.smp_class.__name__}).from_pretrained"
+        card.text = card.text.replace("smp.from_pretrained", loader, 1)
+        return card
+
+
+@cache
+def with_offset_learning(smp_class: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a model class of smp (`smp.Unet`, ...) that classifies pixels by offset learning.
+
+    It takes one more argument than `smp_class`, which `save_pretrained` writes into config.json and `from_pretrained`
+    reads from there. `offset_learning`: a dict of `classifier`, dotted name of the layer that is replaced;
+    `warm_start`, whether it is continued, with a bias, or begun anew, with normalised logits; `use_class_offset`;
+    `use_feature_offset`.
+    """
+
+    def __init__(self, *args, offset_learning: dict, **kwargs):
+        smp_class.__init__(self, *args, **kwargs)
+        options = dict(offset_learning)
+        replace_classifier(self, options.pop("classifier"), **options)
+
+    # The arguments that are written and read are those of the signature.
+    stock = signature(smp_class.__init__)
+    added = Parameter("offset_learning", Parameter.KEYWORD_ONLY, annotation=dict)
+    parameters = sorted([*stock.parameters.values(), added], key=lambda parameter: parameter.kind)
+    __init__.__signature__ = stock.replace(parameters=parameters)
+    names = {"__init__": __init__, "__module__": __name__, "__doc__": smp_class.__doc__, "smp_class": smp_class}
+    return type(f"Offset{smp_class.__name__}", (SmpOffsetLearning, smp_class), names)
+
+
+def apply(
+    model: nn.Module,
+    classifier: str | None,
+    *,
+    warm_start: bool,
+    use_class_offset: bool,
+    use_feature_offset: bool,
+) -> nn.Module:
+    """A copy of a model of smp with offset learning in the place of its classifier: see `apply_offset_learning`.
+
+    It is still an instance of the model's class, in all but the classifier and how it is loaded.
+    """
+    options = {
+        "classifier": find_classifier(model) if classifier is None else classifier,
+        "warm_start": warm_start,
+        "use_class_offset": use_class_offset,
+        "use_feature_offset": use_feature_offset,
+    }
+    result = deepcopy(model)
+    replace_classifier(result, options["classifier"], **{k: v for k, v in options.items() if k != "classifier"})
+    result.__class__ = with_offset_learning(type(model))
+    # What is saved holds the encoder's weights: nothing is to be downloaded on loading it.
+    result._hub_mixin_config = model.config | {"encoder_weights": None, "offset_learning": options}
+    return result
+
+
+def find_classifier(model: nn.Module) -> str:
+    """Dotted name of the classifier: the last layer with weights of `model.segmentation_head`.
+
+    Raises ValueError where that is no convolution with one output per class.
+    """
+    head = getattr(model, "segmentation_head", None)
+    with_weights = [] if head is None else [(n, m) for n, m in head.named_modules() if [*m.parameters(recurse=False)]]
+    name, layer = with_weights[-1] if with_weights else ("", None)
+    classes = model.config["classes"]
+    if layer is None or not is_linear_layer(layer) or len(layer.weight) != classes:
+        raise ValueError(
+            f"{type(model).__name__}: looked for a convolution with {classes} outputs (classes) as the last layer of "
+            f"segmentation_head that has weights, and found {layer}. Name the layer that classifies pixels: "
+            'apply_offset_learning(model, classifier="segmentation_head.0")'
+        )
+    return f"segmentation_head.{name}" if name else "segmentation_head"
+
+
+def _blank(smp_class: type[nn.Module]) -> nn.Module:
+    offset_class = with_offset_learning(smp_class)
+    return offset_class.__new__(offset_class)

@@ -1,0 +1,304 @@
+"""Image processor of Mask2Former with offset learning: the official test protocol, and masks for training.
+
+HVision-NKU/OffSeg @ 1414f6d: `SegDataPreProcessor`, and `_seg_data_to_instance_data` and `predict` of
+`Mask2FormerHeadOffsetLearning`. Instances and panoptic segments are found by transformers' Mask2Former.
+"""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+from transformers.processing_utils import Unpack
+from transformers.utils import TensorType
+
+from .image_processing_offseg import MAX_UPSAMPLED_LOGITS, OffSegImageProcessor, OffSegImageProcessorKwargs
+
+
+MASK_STRIDE = 4  # of the model's masks, in pixels of its input
+IGNORED = 255  # in label maps: no class, or padding
+
+
+class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
+    """Images to `pixel_values` and `image_sizes`, label maps to masks with classes, and masks back to label maps,
+    instances and panoptic segments.
+
+    Settings are those of [`OffSegImageProcessor`]; there are no windows, as the model sees images whole.
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]
+
+    window_size = None
+    window_stride = None
+    size_divisor = 32
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None = None,
+        **kwargs: Unpack[OffSegImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare images, with their label maps if any, for the model.
+
+        images, segmentation_maps: as [`OffSegImageProcessor.preprocess`] takes them. A label map holds classes, 255
+            where there is none, or
+        instance_id_to_semantic_id: ids of instances, if it is given: for all images, or one for each, it says the
+            class of every id. An id that it lacks is an error, but for 255, which then is no instance. With
+            `do_reduce_labels` classes count from 1 in there, class 0 is none, and so is id 0 instead of 255.
+
+        Returns `pixel_values` float32 (batch, 3, height, width), `image_sizes` int64 (batch, 2) with the height and
+        width of each image within `pixel_values`, and per image in lists `mask_labels` float32 (num_masks, height,
+        width), one for every class or instance in the image, and `class_labels` int64 (num_masks,).
+        Raises ValueError that names the image or label map at fault.
+        """
+        image_like_kwargs = {"instance_id_to_semantic_id": instance_id_to_semantic_id}
+        return super().preprocess(images, segmentation_maps, image_like_kwargs=image_like_kwargs, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None,
+        do_reduce_labels: bool,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        has_instances = instance_id_to_semantic_id is not None
+        data = super()._preprocess_image_like_inputs(
+            images,
+            segmentation_maps,
+            do_reduce_labels=do_reduce_labels,
+            has_instances=has_instances,
+            return_tensors=None,
+            **kwargs,
+        )
+        del data["windows"]
+        label_maps = data.pop("labels", None)
+        inputs = BatchFeature(data=data, tensor_type=return_tensors)
+        if label_maps is None:
+            return inputs
+
+        per_image = instance_id_to_semantic_id
+        if not isinstance(per_image, list):
+            per_image = [per_image] * len(label_maps)
+        if len(per_image) != len(label_maps):
+            raise ValueError(
+                f"instance_id_to_semantic_id: expected one for all, or one per image ({len(label_maps)}), got "
+                f"{len(per_image)}"
+            )
+        segments = []
+        for index, (label_map, class_of) in enumerate(zip(label_maps, per_image)):
+            try:
+                segments.append(_masks_and_classes(label_map, class_of, do_reduce_labels))
+            except ValueError as error:
+                raise ValueError(f"label map {index}: {error}") from error
+        # Not batched: every image has its own number of masks.
+        for name, arrays in zip(("mask_labels", "class_labels"), zip(*segments)):
+            inputs[name] = [torch.from_numpy(array) if return_tensors == "pt" else array for array in arrays]
+        return inputs
+
+    def _read_label_maps(
+        self,
+        segmentation_maps: ImageInput,
+        images: list[np.ndarray],
+        do_reduce_labels: bool,
+        has_instances: bool,
+        **kwargs,
+    ) -> list[np.ndarray]:
+        label_maps = super()._read_label_maps(
+            segmentation_maps, images, do_reduce_labels=do_reduce_labels and not has_instances, **kwargs
+        )
+        # Ids of instances make room for the 255 of the padding: any number can be an id.
+        return [label_map + IGNORED + 1 for label_map in label_maps] if has_instances else label_maps
+
+    def _validate_preprocess_kwargs(self, window_size: int | None = None, **kwargs) -> None:
+        if window_size is not None:
+            raise ValueError(f"window_size: expected None, as the model sees images whole, got {window_size}")
+        super()._validate_preprocess_kwargs(window_size=window_size, **kwargs)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Masks and their classes to label maps, int64 (height, width), one per image.
+
+        The score of a class at a pixel is the sum over queries of the probability that the query is of the class,
+        times the probability that the pixel is in its mask, whose logits are upsampled to the size of `pixel_values`.
+
+        outputs: with `class_queries_logits` (batch, num_queries, num_labels + 1), `masks_queries_logits` (batch,
+            num_queries, height, width) and, if the images were padded, `image_sizes`.
+        target_sizes: (height, width) per image, to which the scores are resized bilinearly before the classes are
+            compared; usually the sizes of the original images. Without, label maps have the size that the image has in
+            `pixel_values`.
+        return_segmentation_scores: return objects with `segmentation` and `segmentation_scores`, the float32 scores
+            (num_labels, height, width) it was chosen from. They need memory for all classes at full size.
+        """
+        _check_target_sizes(target_sizes, len(outputs.class_queries_logits))
+        results = []
+        for index, (class_logits, mask_logits, image_size) in enumerate(_images_of(outputs)):
+            size = _size(image_size if target_sizes is None else target_sizes[index])
+            class_probs = class_logits.softmax(dim=-1)[:, :-1]  # without the class of what is no object
+            mask_probs = _show_image(mask_logits, image_size).sigmoid()
+            if return_segmentation_scores:
+                scores = _class_scores(class_probs, mask_probs, size)
+                results.append(
+                    SemanticSegmentationPostProcessorOutput(
+                        data={"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                    )
+                )
+            else:
+                results.append(_label_map(class_probs, mask_probs, size))
+        return results
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: list[tuple[int, int]] | Tensor | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+    ) -> list[dict]:
+        """Instances, one dictionary per image, as [`Mask2FormerImageProcessor.post_process_instance_segmentation`]
+        finds them in what shows the image; without `target_sizes`, at the size that it has in `pixel_values`."""
+        return _per_image(
+            Mask2FormerImageProcessorPil().post_process_instance_segmentation,
+            outputs,
+            target_sizes,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+            return_coco_annotation=return_coco_annotation,
+            return_binary_maps=return_binary_maps,
+        )
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: set[int] | None = None,
+        target_sizes: list[tuple[int, int]] | Tensor | None = None,
+    ) -> list[dict]:
+        """Panoptic segments, one dictionary per image, as
+        [`Mask2FormerImageProcessor.post_process_panoptic_segmentation`] finds them in what shows the image; without
+        `target_sizes`, at the size that it has in `pixel_values`."""
+        return _per_image(
+            Mask2FormerImageProcessorPil().post_process_panoptic_segmentation,
+            outputs,
+            target_sizes,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+            label_ids_to_fuse=label_ids_to_fuse or set(),
+        )
+
+
+def _masks_and_classes(
+    label_map: np.ndarray, class_of: dict[int, int] | None, do_reduce_labels: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """A label map (height, width) of classes, or of instances with `class_of`, as masks (num_masks, height, width),
+    float32, and their classes (num_masks,), int64."""
+    ids = np.unique(label_map)
+    ids = ids[ids != IGNORED]
+    if class_of is None:
+        classes = ids
+    else:
+        instances = ids - IGNORED - 1
+        no_class = 0 if do_reduce_labels else IGNORED
+        class_of = {no_class: no_class} | class_of
+        unknown = [instance for instance in instances.tolist() if instance not in class_of]
+        if unknown:
+            raise ValueError(f"expected ids that instance_id_to_semantic_id has, got {unknown[:5]}")
+        classes = np.array([class_of[instance] for instance in instances.tolist()], dtype=np.int64)
+        ids, classes = ids[classes != no_class], classes[classes != no_class] - do_reduce_labels
+    return (label_map == ids[:, None, None]).astype(np.float32), classes.astype(np.int64)
+
+
+def _check_target_sizes(target_sizes: list[tuple[int, int]] | Tensor | None, num_images: int) -> None:
+    if target_sizes is not None and len(target_sizes) != num_images:
+        raise ValueError(f"expected a target size per image, got {len(target_sizes)} for {num_images} images")
+
+
+def _size(size: Any) -> tuple[int, int]:
+    height, width = size
+    return int(height), int(width)
+
+
+def _images_of(outputs: Any) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
+    """Per image class logits (num_queries, num_labels + 1), mask logits (num_queries, height, width), both float32,
+    and the size of the image without padding, in pixels of the model's input."""
+    image_sizes = getattr(outputs, "image_sizes", None)
+    for index, mask_logits in enumerate(outputs.masks_queries_logits):
+        image_size = [length * MASK_STRIDE for length in mask_logits.shape[1:]]
+        if image_sizes is not None:
+            image_size = image_sizes[index]
+        yield outputs.class_queries_logits[index].float(), mask_logits.float(), _size(image_size)
+
+
+def _show_image(mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Mask logits at the resolution of the model's input, without what shows padding."""
+    height, width = image_size
+    return F.interpolate(mask_logits[None], scale_factor=MASK_STRIDE, mode="bilinear")[0, :, :height, :width]
+
+
+def _class_scores(class_probs: Tensor, mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
+    """Of queries with classes (num_queries, num_labels) and masks (num_queries, height, width), the scores of the
+    classes (num_labels, *size)."""
+    scores = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
+    if scores.shape[1:] == size:
+        return scores
+    return F.interpolate(scores[None], size=size, mode="bilinear")[0]
+
+
+def _label_map(class_probs: Tensor, mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
+    """`_class_scores(...).argmax(0)` in bounded memory: a running maximum over chunks of classes."""
+    num_pixels = max(size[0] * size[1], mask_probs[0].numel())
+    chunks = class_probs.split(max(1, MAX_UPSAMPLED_LOGITS // num_pixels), dim=1)
+    best, label_map = _class_scores(chunks[0], mask_probs, size).max(dim=0)
+    start = chunks[0].shape[1]
+    for chunk in chunks[1:]:
+        score, label = _class_scores(chunk, mask_probs, size).max(dim=0)
+        label_map = torch.where(score > best, label + start, label_map)
+        best = torch.maximum(best, score)
+        start += chunk.shape[1]
+    return label_map
+
+
+def _per_image(
+    post_process: Callable[..., list[dict]],
+    outputs: Any,
+    target_sizes: list[tuple[int, int]] | Tensor | None,
+    **kwargs,
+) -> list[dict]:
+    """What transformers' `post_process` finds in every image, once the padding is cut off its masks.
+
+    On the CPU, as it makes its maps there. It resizes masks to 384 x 384 first; those without padding it gets as they
+    are, so that the results are its own.
+    """
+    _check_target_sizes(target_sizes, len(outputs.class_queries_logits))
+    results = []
+    for index, (class_logits, mask_logits, image_size) in enumerate(_images_of(outputs)):
+        if image_size != tuple(length * MASK_STRIDE for length in mask_logits.shape[1:]):
+            mask_logits = _show_image(mask_logits, image_size)
+        image_outputs = SimpleNamespace(
+            class_queries_logits=class_logits[None].cpu(), masks_queries_logits=mask_logits[None].cpu()
+        )
+        target_size = _size(image_size if target_sizes is None else target_sizes[index])
+        results += post_process(image_outputs, target_sizes=[target_size], **kwargs)
+    return results
+
+
+__all__ = ["OffsetMask2FormerImageProcessor"]

@@ -1,0 +1,54 @@
+"""Masks from offset alignment, in the place of the plain product of mask and pixel embeddings.
+
+Paper: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better Spatial and Class Feature Alignment"
+(ICCV 2025, https://arxiv.org/abs/2508.08811), which aligns the masks of Mask2Former in every decoder layer.
+"""
+
+from os import PathLike
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskPredictor
+
+from .offset_learning import OffsetAlignment
+
+
+class MaskPipelineMixin:
+    """Lets `pipeline("image-segmentation", ...)` find a model that predicts masks and is not part of transformers.
+
+    It looks for transformers' own such models by their class names, and for others in AutoModelForImageSegmentation.
+    """
+
+    def save_pretrained(self, save_directory: str | PathLike, *, save_original_format: bool = False, **kwargs):
+        """As every model's, but under the names that modules have, where transformers writes those of a backbone's
+        first files; and the code beside the weights is named to both Auto classes."""
+        if self._auto_class is not None:
+            code = f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"
+            auto_classes = ("AutoModelForImageSegmentation", "AutoModelForUniversalSegmentation")
+            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(auto_classes, code)
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
+
+class AlignedMaskPredictor(Mask2FormerMaskPredictor):
+    """Mask2Former's mask predictor, called after every decoder layer, with one alignment that all of them share."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        mask_feature_size: int,
+        use_class_offset: bool = True,
+        use_feature_offset: bool = True,
+    ):
+        super().__init__(hidden_size, num_heads, mask_feature_size)
+        self.alignment = OffsetAlignment(mask_feature_size, use_class_offset, use_feature_offset)
+
+    def forward(
+        self, outputs: Tensor, pixel_embeddings: Tensor, attention_mask_target_size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (queries, batch, hidden_size) and pixels (batch, mask_feature_size, height, width) -> masks (batch,
+        queries, height, width), and where the next layer must not look (batch * heads, queries, target pixels)."""
+        masks = self.alignment(self.mask_embedder(outputs.transpose(0, 1)), pixel_embeddings)
+        resized = F.interpolate(masks.detach(), size=attention_mask_target_size, mode="bilinear", align_corners=False)
+        ignored = resized.flatten(2).sigmoid() < 0.5  # (batch, queries, target pixels)
+        return masks, ignored.repeat_interleave(self.num_heads, dim=0)

@@ -1,0 +1,95 @@
+"""Any of transformers' models for semantic segmentation, with offset learning in the place of its classifier."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_offset_learning import OffsetLearningConfig
+from .offset_classifier import replace_classifier
+from .offset_learning import OffsetLearning
+
+
+class OffsetLearningForSemanticSegmentation(PreTrainedModel):
+    """A model for semantic segmentation that classifies pixels by offset learning.
+
+    Everything else is the wrapped `model`'s own: its inputs, its outputs, its loss and its auxiliary heads.
+    [`apply_offset_learning`] makes one of a trained model; from a configuration alone the weights are new.
+
+    config: of which `base_config` builds the wrapped model.
+    model: the wrapped model, in which the classifier is replaced already and which keeps its weights.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForSemanticSegmentation
+    >>> from offseg_hf import apply_offset_learning
+
+    >>> model = AutoModelForSemanticSegmentation.from_pretrained("openmmlab/upernet-convnext-tiny")
+    >>> model = apply_offset_learning(model)
+    >>> model.save_pretrained("upernet-convnext-tiny-offset")
+    ```"""
+
+    config: OffsetLearningConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False  # the losses of these models are means over pixels, which Trainer must not weigh anew
+    # Which of them it is, the wrapped model decides.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: OffsetLearningConfig, model: PreTrainedModel | None = None):
+        super().__init__(config)
+        if model is None:
+            model = _build(config)
+        else:
+            _keep_weights(model)
+        self.model = model
+        config.base_config = model.config  # one object: what is set on the one is read by the other
+        config._attn_implementation_internal = model.config._attn_implementation
+        self.supports_gradient_checkpointing = model.supports_gradient_checkpointing
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs):
+        """What the wrapped model's `forward` returns for the same arguments, of which it may take more."""
+        return self.model(pixel_values=pixel_values, labels=labels, **kwargs)
+
+    @torch.no_grad()
+    @init.guard_torch_init_functions()
+    def initialize_weights(self):
+        """The wrapped model initialises itself, but does not know offset learning. Loaded weights stay (the guard)."""
+        super().initialize_weights()
+        for module in self.model.modules():
+            if isinstance(module, OffsetLearning):
+                module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As transformers saves models, but under the names that modules have: older ones are the wrapped model's."""
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+
+def _build(config: OffsetLearningConfig) -> PreTrainedModel:
+    # In the dtype that is being built in: the base's own may be that of an older file.
+    model = AutoModelForSemanticSegmentation.from_config(config.base_config, dtype=torch.get_default_dtype())
+    replace_classifier(
+        model,
+        config.classifier,
+        warm_start=not config.normalize_logits,
+        use_class_offset=config.use_class_offset,
+        use_feature_offset=config.use_feature_offset,
+    )
+    return model
+
+
+def _keep_weights(model: nn.Module) -> None:
+    """Marks all weights as transformers marks loaded ones, which `post_init` does not initialise again."""
+    for part in (*model.modules(), *model.parameters(), *model.buffers()):
+        part._is_hf_initialized = True
+
+
+__all__ = ["OffsetLearningForSemanticSegmentation"]

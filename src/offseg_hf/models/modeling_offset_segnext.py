@@ -1,0 +1,124 @@
+"""MSCAN as a backbone, and SegNeXt with offset learning for semantic segmentation, as transformers models.
+
+Papers: "SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation"
+(https://arxiv.org/abs/2209.08575) and "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better Spatial
+and Class Feature Alignment" (https://arxiv.org/abs/2508.08811). Source: HVision-NKU/OffSeg @ 1414f6d.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_offset_segnext import MscanConfig, MscanEncoderConfig, OffsetSegNextConfig
+from .encoder_mscan import MscaBlock, MscanEncoder
+from .offset_learning import OffsetLearning
+from .pixel_decoder_hamburger import HamburgerPixelDecoder, NonNegativeMatrixFactorization
+from .semantic_segmentation import SemanticSegmentationMixin
+
+
+class OffsetSegNextPreTrainedModel(PreTrainedModel):
+    """Initialisation of the weights, and what transformers wants to know of the models."""
+
+    config: MscanEncoderConfig
+    base_model_prefix = "segnext"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MscaBlock", "Hamburger"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """As in the official code; parents come after their children and overrule them."""
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+            init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            super()._init_weights(module)
+        elif isinstance(module, MscaBlock):
+            init.constant_(module.attention_scale, module.layer_scale_init_value)
+            init.constant_(module.mlp_scale, module.layer_scale_init_value)
+        elif isinstance(module, NonNegativeMatrixFactorization):
+            init.copy_(module.bases, module.initial_bases())
+        elif isinstance(module, OffsetLearning):
+            module.reset_parameters(self.config.initializer_range)
+
+
+class MscanBackbone(BackboneMixin, OffsetSegNextPreTrainedModel):
+    """MSCAN as a backbone for any model of transformers that takes one (UperNet, Mask2Former, ...)."""
+
+    config: MscanConfig
+    has_attentions = False
+
+    def __init__(self, config: MscanConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.encoder = build_encoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
+        """Images (batch, num_channels, height, width) of any size -> the maps named by `config.out_features`.
+
+        Stage i, and the stem as stage 1, gives (batch, channels, ceil(height / 2 ** (i + 1)), ceil(width / ...)).
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        stem = self.encoder.stem(pixel_values)
+        hidden_states = (stem, *self.encoder.forward_stages(stem))
+        return BackboneOutput(
+            feature_maps=tuple(x for name, x in zip(self.stage_names, hidden_states) if name in self.out_features),
+            hidden_states=hidden_states if output_hidden_states else None,
+        )
+
+
+class OffsetSegNextForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegNextPreTrainedModel):
+    """SegNeXt whose classifier is offset learning: an encoder, a pixel decoder and offset learning."""
+
+    config: OffsetSegNextConfig
+
+    def __init__(self, config: OffsetSegNextConfig):
+        super().__init__(config)
+        self.encoder = build_encoder(config)
+        self.pixel_decoder = HamburgerPixelDecoder(
+            config.hidden_sizes[1:],
+            config.decoder_hidden_size,
+            config.num_bases,
+            config.nmf_train_steps,
+            config.nmf_eval_steps,
+            config.nmf_seed,
+        )
+        self.offset_learning = OffsetLearning(
+            config.num_labels, config.decoder_hidden_size, config.use_class_offset, config.use_feature_offset
+        )
+        self.post_init()
+
+    def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (batch, num_labels, ceil(height / 8), ceil(width / 8)) and the encoder's feature maps."""
+        feature_maps = self.encoder(pixel_values)
+        pixel_features = self.pixel_decoder(feature_maps)
+        logits = self.offset_learning(pixel_features)
+        return logits, feature_maps
+
+
+def build_encoder(config: MscanEncoderConfig) -> MscanEncoder:
+    return MscanEncoder(
+        num_channels=config.num_channels,
+        hidden_sizes=config.hidden_sizes,
+        depths=config.depths,
+        mlp_ratios=config.mlp_ratios,
+        drop_path_rate=config.drop_path_rate,
+        layer_scale_init_value=config.layer_scale_init_value,
+    )
+
+
+__all__ = [
+    "MscanBackbone",
+    "OffsetSegNextForSemanticSegmentation",
+    "OffsetSegNextPreTrainedModel",
+]
