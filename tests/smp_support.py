@@ -71,7 +71,7 @@ def outputs(model: nn.Module) -> dict[str, Tensor]:
 def results_of(smp, case: str, folder: Path) -> dict:
     """Of one case, all that can be said in numbers and words; outputs go to a file."""
     from offseg_hf.adaptation import apply_offset_learning
-    from offseg_hf.adaptation_smp import with_offset_learning
+    from offseg_hf import with_offset_learning
 
     stock = build(smp, case)
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
@@ -165,7 +165,7 @@ def by_name(smp) -> bool:
 
 
 def reload(smp, folder: Path) -> None:
-    from offseg_hf.adaptation_smp import with_offset_learning
+    from offseg_hf import with_offset_learning
 
     for case, (class_name, _) in MODELS.items():
         loaded = with_offset_learning(getattr(smp, class_name)).from_pretrained(folder / case / "warm")

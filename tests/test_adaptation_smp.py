@@ -131,7 +131,7 @@ def test_classifier_by_name(results):
 
 def test_card_tells_how_to_load(folder):
     card = (folder / "Unet" / "warm" / "README.md").read_text()
-    assert "from offseg_hf.adaptation_smp import with_offset_learning" in card
+    assert "from offseg_hf import with_offset_learning" in card
     assert "with_offset_learning(smp.Unet).from_pretrained(" in card
     assert "smp.from_pretrained(" not in card
 

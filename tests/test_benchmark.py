@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from offseg_hf.benchmark import interleaved_medians, markdown_table
+from offseg_hf.benchmark import count_macs, interleaved_medians, markdown_table
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +50,12 @@ def test_unknown_case():
     run = subprocess.run(script, capture_output=True, text=True)
     assert run.returncode == 2
     assert "unknown case offseg-x" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_macs_are_those_of_convolutions_and_products():
+    conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+    images, query = torch.zeros(2, 3, 10, 12), torch.zeros(1, 2, 6, 4)
+    assert count_macs(lambda: conv(images)) == 2 * 8 * 3 * 9 * 10 * 12
+    assert count_macs(lambda: images[0, 0] @ images[0, 0].T) == 10 * 10 * 12
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert count_macs(lambda: attention(query, query, query)) == 2 * 2 * 6 * 6 * 4

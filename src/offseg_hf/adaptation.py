@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .models.offset_classifier import is_linear_layer, replace_classifier
+from offseg_hf.models.offset_classifier import is_linear_layer, replace_classifier
 
 
 if TYPE_CHECKING:
@@ -46,10 +46,15 @@ def apply_offset_learning(
         initialisation.
     use_class_offset, use_feature_offset: the two branches of offset learning, the paper's ablation.
 
-    A model of transformers becomes an [`OffsetLearningForSemanticSegmentation`]: it trains with `Trainer`, is saved by
-    `save_pretrained` and loaded by `AutoModelForSemanticSegmentation.from_pretrained`, after `import offseg_hf` or, as
-    its code is saved beside it, with `trust_remote_code=True`. Save the model's own image processor in the same folder
-    and `pipeline("image-segmentation", model=folder)` works as well.
+    A model of transformers becomes an [`OffsetLearningForSemanticSegmentation`] (one that classifies masks, an
+    [`OffsetAlignmentForUniversalSegmentation`]): it trains with `Trainer`, is saved by `save_pretrained` and loaded by
+    its Auto class's `from_pretrained`, after `import offseg_hf` or, as its code is saved beside it, with
+    `trust_remote_code=True`. Save the model's own image processor in the same folder and
+    `pipeline("image-segmentation", model=folder)` works as well. A model of segmentation_models.pytorch keeps its
+    class and its `save_pretrained`; `offseg_hf.adaptation_smp` says how it is loaded.
+
+    A model of segmentation_models.pytorch stays one, and keeps its `save_pretrained`; to load it:
+    `with_offset_learning(smp.Unet).from_pretrained(folder)`.
 
     Any other module stays of its own type. Save its `state_dict()`; to load it, build the model and apply offset
     learning with the same arguments, then `load_state_dict` (the same `warm_start` too: a continued classifier has a
@@ -83,11 +88,11 @@ def apply_offset_learning(
                 f"{type(model).__name__} classifies masks: offset learning aligns them with pixels and replaces no "
                 f"classifier. Leave out classifier={classifier!r}"
             )
-        from .models.modeling_offset_alignment import align_masks
+        from offseg_hf.models.modeling_offset_alignment import align_masks
 
         return align_masks(model, **options)
     if type(model).__module__.startswith("segmentation_models_pytorch"):
-        from . import adaptation_smp
+        from offseg_hf import adaptation_smp
 
         return adaptation_smp.apply(model, classifier, **options)
     if _is_transformers_model(model):
@@ -126,8 +131,8 @@ def find_classifier(model: "PreTrainedModel") -> str:
 
 
 def _wrap(model: "PreTrainedModel", classifier: str | None, warm_start: bool, **branches: bool) -> "PreTrainedModel":
-    from .models.configuration_offset_learning import OffsetLearningConfig
-    from .models.modeling_offset_learning import OffsetLearningForSemanticSegmentation
+    from offseg_hf.models.configuration_offset_learning import OffsetLearningConfig
+    from offseg_hf.models.modeling_offset_learning import OffsetLearningForSemanticSegmentation
 
     _check_can_be_rebuilt(model)
     num_labels = model.config.num_labels

@@ -2,8 +2,7 @@
 
 ```python
 import segmentation_models_pytorch as smp
-from offseg_hf import apply_offset_learning
-from offseg_hf.adaptation_smp import with_offset_learning
+from offseg_hf import apply_offset_learning, with_offset_learning
 
 model = apply_offset_learning(smp.Unet("resnet18", classes=21))
 model.save_pretrained("unet-offset")
@@ -17,7 +16,7 @@ from inspect import Parameter, signature
 
 from torch import nn
 
-from .models.offset_classifier import is_linear_layer, replace_classifier
+from offseg_hf.models.offset_classifier import is_linear_layer, replace_classifier
 
 
 class SmpOffsetLearning:
@@ -32,7 +31,7 @@ class SmpOffsetLearning:
         """smp's card, with the line of code that loads this model."""
         card = super().generate_model_card(*args, **kwargs)
         import_line = "import segmentation_models_pytorch as smp\n"
-        ours = "from offseg_hf.adaptation_smp import with_offset_learning\n"
+        ours = "from offseg_hf import with_offset_learning\n"
         card.text = card.text.replace(import_line, import_line + ours, 1)
         loader = f"with_offset_learning(smp.{self.smp_class.__name__}).from_pretrained"
         card.text = card.text.replace("smp.from_pretrained", loader, 1)

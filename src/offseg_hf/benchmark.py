@@ -37,6 +37,18 @@ def peak_memory(function: Callable[[], object]) -> int:
     return _resident_set("VmHWM") - base
 
 
+def count_macs(function: Callable[[], object]) -> int:
+    """Multiply-accumulate operations of all convolutions and matrix products in `function`, attention included."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Attention as plain products: the counter does not know the fused operator of the CPU.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        function()
+    return counter.get_total_flops() // 2
+
+
 def machine() -> str:
     """The processor, the number of threads and the versions that a measurement was made with."""
     import torch

@@ -29,6 +29,7 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("arguments", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_convolution_is_continued(arguments):
     conv = nn.Conv2d(8, 5, **arguments).double()
