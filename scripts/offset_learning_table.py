@@ -55,11 +55,11 @@ def maskformer() -> transformers.MaskFormerConfig:
     return transformers.MaskFormerConfig(backbone_config=transformers.SwinConfig(**SWIN_T, **STAGES))
 
 
-# model, checkpoint on the Hub, class, configuration, classes, side of the image
+# model, arguments of from_pretrained, class, configuration, classes, side of the image
 MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], int, int], ...] = (
     (
         "SegFormer-B0",
-        "nvidia/segformer-b0-finetuned-ade-512-512",
+        '"nvidia/segformer-b0-finetuned-ade-512-512"',
         "SegformerForSemanticSegmentation",
         transformers.SegformerConfig,
         150,
@@ -67,7 +67,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "UperNet ConvNeXt-T",
-        "openmmlab/upernet-convnext-tiny",
+        '"openmmlab/upernet-convnext-tiny"',
         "UperNetForSemanticSegmentation",
         lambda: upernet(transformers.ConvNextConfig(**CONVNEXT_T, **STAGES)),
         150,
@@ -75,7 +75,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "UperNet Swin-T",
-        "openmmlab/upernet-swin-tiny",
+        '"openmmlab/upernet-swin-tiny"',
         "UperNetForSemanticSegmentation",
         lambda: upernet(transformers.SwinConfig(**SWIN_T, **STAGES)),
         150,
@@ -83,7 +83,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "DPT-L",
-        "Intel/dpt-large-ade",
+        '"Intel/dpt-large-ade"',
         "DPTForSemanticSegmentation",
         lambda: transformers.DPTConfig(**DPT_L),
         150,
@@ -91,7 +91,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "BEiT-B",
-        "microsoft/beit-base-finetuned-ade-640-640",
+        '"microsoft/beit-base-finetuned-ade-640-640"',
         "BeitForSemanticSegmentation",
         lambda: transformers.BeitConfig(**BEIT_B),
         150,
@@ -99,7 +99,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "Data2Vec-B",
-        "facebook/data2vec-vision-base",
+        '"facebook/data2vec-vision-base", num_labels=150',
         "Data2VecVisionForSemanticSegmentation",
         lambda: transformers.Data2VecVisionConfig(**BEIT_B),
         150,
@@ -107,7 +107,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "MobileViT-S",
-        "apple/deeplabv3-mobilevit-small",
+        '"apple/deeplabv3-mobilevit-small"',
         "MobileViTForSemanticSegmentation",
         lambda: transformers.MobileViTConfig(output_stride=16),
         21,
@@ -115,7 +115,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "MobileViTV2-1.0",
-        "apple/mobilevitv2-1.0-voc-deeplabv3",
+        '"apple/mobilevitv2-1.0-voc-deeplabv3"',
         "MobileViTV2ForSemanticSegmentation",
         lambda: transformers.MobileViTV2Config(output_stride=16),
         21,
@@ -123,7 +123,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "MobileNetV2 DeepLabV3+",
-        "google/deeplabv3_mobilenet_v2_1.0_513",
+        '"google/deeplabv3_mobilenet_v2_1.0_513"',
         "MobileNetV2ForSemanticSegmentation",
         lambda: transformers.MobileNetV2Config(output_stride=8),
         21,
@@ -131,7 +131,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "MaskFormer Swin-T",
-        "facebook/maskformer-swin-tiny-ade",
+        '"facebook/maskformer-swin-tiny-ade"',
         "MaskFormerForInstanceSegmentation",
         maskformer,
         150,
@@ -139,7 +139,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "Mask2Former Swin-T",
-        "facebook/mask2former-swin-tiny-ade-semantic",
+        '"facebook/mask2former-swin-tiny-ade-semantic"',
         "Mask2FormerForUniversalSegmentation",
         mask2former,
         150,
@@ -147,7 +147,7 @@ MODELS: tuple[tuple[str, str, str, Callable[[], transformers.PreTrainedConfig], 
     ),
     (
         "EoMT-L",
-        "tue-mps/ade20k_semantic_eomt_large_512",
+        '"tue-mps/ade20k_semantic_eomt_large_512"',
         "EomtForUniversalSegmentation",
         lambda: transformers.EomtConfig(image_size=512),
         150,
@@ -173,11 +173,11 @@ def row(name: str, model: nn.Module, side: int, code: str) -> list[str]:
 
 def main() -> None:
     rows = []
-    for name, checkpoint, class_name, config, num_labels, side in MODELS:
+    for name, arguments, class_name, config, num_labels, side in MODELS:
         config = config()
         config.num_labels = num_labels
         model = getattr(transformers, class_name)(config)
-        rows.append(row(name, model, side, f'{class_name}.from_pretrained("{checkpoint}")'))
+        rows.append(row(name, model, side, f"{class_name}.from_pretrained({arguments})"))
     if SMP_PATH.is_dir():
         smp = import_smp()
         for class_name in SMP_MODELS:

@@ -70,8 +70,8 @@ def outputs(model: nn.Module) -> dict[str, Tensor]:
 
 def results_of(smp, case: str, folder: Path) -> dict:
     """Of one case, all that can be said in numbers and words; outputs go to a file."""
-    from offseg_hf.adaptation import apply_offset_learning
     from offseg_hf import with_offset_learning
+    from offseg_hf.adaptation import apply_offset_learning
 
     stock = build(smp, case)
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
