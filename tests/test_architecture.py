@@ -32,13 +32,15 @@ FLOORS = [
     ["models.image_processing_offset_*"],
     ["", "data", "presets"],
     ["conversion", "metrics", "visualization", "adaptation_smp"],
-    ["adaptation", "training", "evaluation", "hub", "export", "benchmark", "segmentation"],
+    ["adaptation", "hub", "export", "benchmark", "segmentation"],
+    ["evaluation"],
+    ["training"],
     ["cli"],
     ["scripts"],
 ]
 HUB_LIBRARIES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}  # what transformers works with
 CONFIGURATION_LIBRARIES = {"transformers", "huggingface_hub"}
-PACKAGE_OF_DISTRIBUTION = {"pillow": "PIL"}
+PACKAGE_OF_DISTRIBUTION = {"pillow": "PIL", "pyyaml": "yaml"}
 
 
 def read_tree() -> dict[str, str]:
@@ -202,6 +204,15 @@ def test_every_library_is_a_dependency():
     }
     used -= {"offseg_hf", *sys.stdlib_module_names}
     assert used == declared
+
+
+def test_every_package_is_installed():
+    """The list is written out because the recipes lie outside of `src`."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    roots = {path.parent: SOURCE for path in SOURCE.rglob("*.py")}
+    roots |= {path.parent: ROOT for path in (ROOT / "configs").rglob("*.yaml")}
+    names = {".".join(("offseg_hf", *folder.relative_to(root).parts)) for folder, root in roots.items()}
+    assert names == set(packages)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "EfficientFormerV2Backbone": "models.modeling_offseg",
     "EfficientFormerV2Config": "models.configuration_offseg",
+    "MeanIoU": "metrics",
     "MscanBackbone": "models.modeling_offset_segnext",
     "MscanConfig": "models.configuration_offset_segnext",
     "OffSegConfig": "models.configuration_offseg",
@@ -34,7 +35,10 @@ _MODULE_OF = {
     "OffsetSegformerForSemanticSegmentation": "models.modeling_offset_segformer",
     "apply_offset_learning": "adaptation",
     "convert_checkpoint": "conversion",
+    "label_set_of": "data.datasets",
     "load_pretrained": "conversion",
+    "load_recipe": "training.recipe",
+    "load_segmentation_data": "data.datasets",
     "with_offset_learning": "adaptation_smp",
 }
 

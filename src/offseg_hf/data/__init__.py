@@ -1,1 +1,1 @@
-"""Label sets, generated scenes, and (to come) data sets and transforms."""
+"""Label sets, data sets in their folders or on the Hub, augmentation, and generated scenes."""

@@ -5,6 +5,7 @@ set's own PNG files, colour. The position in the list is the id a model is train
 paints road and skyscraper alike): a colour cannot be turned back into a class.
 """
 
+import colorsys
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -46,6 +47,16 @@ class LabelSet:
     def raw_to_train_id(self) -> dict[int, int]:
         """Class ids by value in the annotation files, void values included; any other value there is an error."""
         return dict.fromkeys(self.void_ids, self.ignore_index) | {raw: i for i, raw in enumerate(self.raw_ids)}
+
+
+def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes that have none: consecutive ids are far apart in hue, whatever their number."""
+    golden_ratio = (5**0.5 - 1) / 2
+    colours = (
+        colorsys.hls_to_rgb(i * golden_ratio % 1, (0.45, 0.6, 0.75)[i % 3], (0.85, 0.6)[i // 3 % 2])
+        for i in range(count)
+    )
+    return tuple(tuple(round(255 * channel) for channel in colour) for colour in colours)
 
 
 def _read_label_sets() -> dict[str, LabelSet]:

@@ -105,8 +105,8 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     old_height, old_width = image.shape[-2:]
     if (old_height, old_width) == (height, width):
         return image
-    x0, x1, x_weight = _linear_taps(old_width, width)
-    y0, y1, y_weight = _linear_taps(old_height, height)
+    x0, x1, x_weight = linear_taps(old_width, width)
+    y0, y1, y_weight = linear_taps(old_height, height)
     # Past the left and right border OpenCV gives the border pixel all weight, past top and bottom it repeats the row.
     x_weight[x0 == x1] = 0
     if image.dtype != np.uint8:
@@ -119,10 +119,10 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return ((total + 2) >> 2).astype(np.uint8)
 
     used, position = np.unique(np.concatenate([y0, y1]), return_inverse=True)
-    left_weight, right_weight = _fixed_point(x_weight)
+    left_weight, right_weight = fixed_point(x_weight)
     rows = image[:, used]
     rows = (rows[..., x0] * left_weight + rows[..., x1] * right_weight) >> 4
-    top_weight, bottom_weight = (weight[:, None] for weight in _fixed_point(y_weight))
+    top_weight, bottom_weight = (weight[:, None] for weight in fixed_point(y_weight))
     top = (rows[:, position[:height]] * top_weight) >> 16
     bottom = (rows[:, position[height:]] * bottom_weight) >> 16
     return ((top + bottom + 2) >> 2).astype(np.uint8)
@@ -153,7 +153,7 @@ def _flatten(images: Any) -> Iterator[Image.Image | np.ndarray | Tensor]:
         )
 
 
-def _linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every new position the two old ones that it lies between, and the float32 weight of the second."""
     position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     first = np.floor(position)
@@ -161,7 +161,7 @@ def _linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.clip(index, 0, old - 1), np.clip(index + 1, 0, old - 1), position - first
 
 
-def _fixed_point(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fixed_point(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the first and the second of two neighbours as integers in units of 1 / WEIGHT_SCALE."""
     return tuple(np.rint(w * np.float32(WEIGHT_SCALE)).astype(np.int32) for w in (np.float32(1) - weight, weight))
 

@@ -4,19 +4,17 @@ Exit codes: 0 all done; 1 an error, an input that failed, or an output that exis
 130 interrupted. `OFFSEG_DEBUG=1` shows the traceback of an error.
 """
 
-import os
-from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from offseg_hf import __version__
+from offseg_hf.cli.console import command, progress_bar, quiet_libraries, stderr, stdout
+from offseg_hf.cli.data import data_app
 
 
 app = typer.Typer(
@@ -25,8 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-stdout = Console(highlight=False, markup=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+app.add_typer(data_app, name="data")
 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what exists at the output; otherwise it is kept.")
@@ -39,35 +36,6 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make the function a command whose errors are one line on stderr and exit code 1; 130 if it is interrupted."""
-
-    @app.command()
-    @wraps(function)
-    def run(*args, **kwargs) -> None:
-        try:
-            function(*args, **kwargs)
-        except KeyboardInterrupt:
-            stderr.print("interrupted")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if isinstance(error, typer.Exit) or os.environ.get("OFFSEG_DEBUG"):
-                raise
-            stderr.print("error:", _message(error), style="red")
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | OSError):
-        return str(error)
-    first_line = str(error).partition("\n")[0]
-    return f"unexpected {type(error).__name__}: {first_line} (OFFSEG_DEBUG=1 shows where)"
-
-
 @app.callback(invoke_without_command=True)
 def offseg(
     show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False,
@@ -77,7 +45,7 @@ def offseg(
         raise typer.Exit
 
 
-@command
+@command(app)
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the official code (.pth).")],
     preset: Annotated[str, typer.Option(help="What it is a checkpoint of; see `offseg presets`.")],
@@ -91,7 +59,7 @@ def convert(
 
     from offseg_hf.conversion import convert_checkpoint
 
-    _quiet_libraries()
+    quiet_libraries()
     report = convert_checkpoint(checkpoint, preset, output, overwrite=overwrite)
     for name in report.dropped:
         stdout.print("dropped", name)
@@ -101,7 +69,7 @@ def convert(
     )
 
 
-@command
+@command(app)
 def segment(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Files, folders (with subfolders), globs.")],
     model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
@@ -120,14 +88,14 @@ def segment(
     from offseg_hf.segmentation import Segmenter, make_folder, plan
     from offseg_hf.segmentation import segment as segment_jobs
 
-    _quiet_libraries()
+    quiet_libraries()
     jobs, outcomes = plan(images, output, overwrite)
     for outcome in outcomes:
         _report(outcome)
     if jobs:
         make_folder(output)
         segmenter = Segmenter(model, device, getattr(torch, dtype))
-        with _progress() as progress:
+        with progress_bar() as progress:
             for outcome in progress.track(segment_jobs(jobs, segmenter, opacity), total=len(jobs)):
                 outcomes.append(outcome)
                 _report(outcome)
@@ -138,7 +106,7 @@ def segment(
         raise typer.Exit(1)
 
 
-@command
+@command(app)
 def presets() -> None:
     """List the recipes: names, sizes, data sets and how they are tested."""
     from offseg_hf.presets import PRESETS
@@ -161,27 +129,6 @@ def _report(outcome) -> None:
         stderr.print(f"error: {outcome.source}: {outcome.message}", style="red")
     elif outcome.status == "kept":
         stderr.print(f"kept: {outcome.source}: {outcome.message} (--overwrite replaces it)", style="yellow")
-
-
-def _progress():
-    """A progress bar on stderr; nothing where stderr is not a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
-
-
-def _quiet_libraries() -> None:
-    """Their warnings are for programmers; progress of downloads stays, where someone watches."""
-    from huggingface_hub.utils import disable_progress_bars
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if not stderr.is_terminal:
-        disable_progress_bars()
 
 
 def main() -> None:

@@ -1,0 +1,65 @@
+"""What the commands share: consoles, errors in one line, progress, quiet libraries."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+
+import typer
+from rich.console import Console
+
+
+stdout = Console(highlight=False, markup=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of `app` whose errors are one line on stderr and exit code 1; 130 if interrupted."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @app.command()
+        @wraps(function)
+        def run(*args, **kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt:
+                stderr.print("interrupted")
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if isinstance(error, typer.Exit) or os.environ.get("OFFSEG_DEBUG"):
+                    raise
+                stderr.print("error:", _message(error), style="red")
+                raise typer.Exit(1) from None
+
+        return run
+
+    return register
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    first_line = str(error).partition("\n")[0]
+    return f"unexpected {type(error).__name__}: {first_line} (OFFSEG_DEBUG=1 shows where)"
+
+
+def progress_bar():
+    """A progress bar on stderr; nothing where stderr is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+def quiet_libraries() -> None:
+    """Their warnings are for programmers; progress of downloads stays, where someone watches."""
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not stderr.is_terminal:
+        disable_progress_bars()

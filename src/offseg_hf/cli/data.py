@@ -1,0 +1,98 @@
+"""`offseg data`: what can be done with data sets before training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from offseg_hf.cli.console import command, progress_bar, quiet_libraries, stderr, stdout
+
+
+data_app = typer.Typer(help="Data sets: check, push to the Hub, generate.", no_args_is_help=True)
+
+Source = Annotated[str, typer.Argument(help="Folder of a data set, or its name on the Hub.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, if it is not `image`.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label maps, if it is not `label`.")]
+Labels = Annotated[str | None, typer.Option(help="ade, cityscapes, cocostuff, context59 or a classes.json.")]
+
+
+@command(data_app)
+def check(
+    source: Source,
+    split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print the pixels and images of each class.")] = False,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+) -> None:
+    """Read all of a data set and name every file with a problem; exit code 1 if there is one."""
+    from offseg_hf.data.check import check_segmentation_data
+
+    quiet_libraries()
+    with progress_bar() as progress:
+        task = progress.add_task("", total=None)
+        reports = check_segmentation_data(
+            source,
+            split,
+            image_column=image_column,
+            label_column=label_column,
+            labels=labels,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for report in reports:
+        for problem in report.problems:
+            stderr.print(f"error: {problem}", style="red")
+        stdout.print(f"{report.name}: {report.num_samples} samples, {len(report.problems)} problems")
+        if stats:
+            table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+            table.add_column("id", justify="right")
+            table.add_column("class", no_wrap=True)
+            for title in ("pixels", "share", "images"):
+                table.add_column(title, justify="right")
+            for index, (name, pixels, share, images) in enumerate(report.rows()):
+                table.add_row(str(index), name, f"{pixels:,}", f"{share:.2%}", str(images))
+            table.add_row("", "no class", f"{report.ignored:,}", "", "")
+            stdout.print(table, width=None if stdout.is_terminal else 120)
+    if any(report.problems for report in reports):
+        raise typer.Exit(1)
+
+
+@command(data_app)
+def push(
+    source: Source,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Data set on the Hub, as user/name.")],
+    split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+) -> None:
+    """Pack a data set into parquet files on the Hub: images as they are, label maps as class ids."""
+    import datasets
+
+    from offseg_hf.data.push import push_segmentation_data
+
+    quiet_libraries()
+    if not stderr.is_terminal:
+        datasets.disable_progress_bars()
+    columns = {"image_column": image_column, "label_column": label_column}
+    stdout.print(push_segmentation_data(source, repository, split=split, labels=labels, private=private, **columns))
+
+
+@command(data_app)
+def scenes(
+    output: Annotated[Path, typer.Argument(help="Folder to create.")],
+    train: Annotated[int, typer.Option(min=0, help="Scenes to train on.")] = 400,
+    val: Annotated[int, typer.Option(min=0, help="Scenes to validate on.")] = 100,
+    size: Annotated[tuple[int, int], typer.Option(help="Width and height.")] = (512, 384),
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
+) -> None:
+    """Write generated street scenes with exact label maps, always the same: data without any download."""
+    from offseg_hf.data.scene_folder import write_scenes
+
+    with progress_bar() as progress:
+        task = progress.add_task("", total=train + val)
+        write_scenes(output, train, val, size, workers, lambda done, _: progress.update(task, completed=done))
+    stdout.print(f"{output}: {train} scenes to train on, {val} to validate on")

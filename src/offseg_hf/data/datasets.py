@@ -1,0 +1,261 @@
+"""Segmentation data as `datasets.Dataset` with the columns `image` and `label`, whatever it is stored as.
+
+`label` decodes to class ids 0..K-1, 255 where there is none (`label_image`): they are reduced already, an image
+processor must not reduce them again (`do_reduce_labels=False`). `image` decodes to the file as it is, turned upright
+by its EXIF orientation; `models.image_operations.read_image` reads every mode that occurs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offseg_hf.data.classes_json import FILE_NAME, read_classes
+from offseg_hf.data.labels import LABEL_SETS, LabelSet
+from offseg_hf.data.layouts import Problem, SplitFiles, canonical_split, read_layout
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    Data = Dataset | IterableDataset
+    DataDict = DatasetDict | IterableDatasetDict
+
+SHOWN_PROBLEMS = 5
+
+
+def load_segmentation_data(
+    source: str | Path | Dataset | DatasetDict,
+    split: str | None = None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    labels: LabelSet | str | Path | None = None,
+    streaming: bool = False,
+) -> Data | DataDict:
+    """The data set, or one split of it; nothing is decoded, or downloaded when streaming, before it is read.
+
+    source: a folder in one of the layouts of `data.layouts`, a folder written by `save_to_disk` or of parquet files,
+        the id of a data set on the Hub, or a data set that is loaded already.
+    split: train, validation (or val) or test.
+    image_column, label_column: for data sets that name them otherwise; not for folders of images.
+    labels: the classes and their values in the files: a label set, the name of a benchmark, or a classes.json. Needed
+        where the data does not come with them; a classes.json beside it, also on the Hub, is found. The benchmarks'
+        folders have their own.
+
+    Raises ValueError with the names of the files if a half of a pair is missing, a split is empty or unknown, or the
+    classes are not known.
+    """
+    labels = None if labels is None else resolve_labels(labels)
+    files = read_layout(source, labels) if isinstance(source, str | Path) and Path(source).is_dir() else None
+    if files is None:
+        data = _load_columns(source, split, image_column, label_column, labels, streaming)
+    else:
+        if image_column or label_column:
+            raise ValueError(f"{source}: a folder of images has no columns to name, got image_column or label_column")
+        data = _load_files(str(source), files, split)
+        data = _to_streaming(data) if streaming else data
+    for name, part in _splits(data):
+        if hasattr(part, "__len__") and len(part) == 0:  # of streaming data nobody knows yet
+            raise ValueError(f"{source}: {name or 'the data set'} is empty")
+    return data
+
+
+def label_set_of(data: Data | DataDict) -> LabelSet:
+    """Names, palette and ignore index of data that `load_segmentation_data` returned, also after map or shuffle.
+
+    Of a streaming data set ask before `map`, which forgets the types of columns.
+    """
+    from offseg_hf.data.label_image import LabelImage
+
+    for _, part in _splits(data):
+        feature = (part.features or {}).get("label")
+        if isinstance(feature, LabelImage):
+            return feature.label_set()
+    raise ValueError("the data has no column `label` with class names; load it by load_segmentation_data")
+
+
+def sample_name(data: Dataset, index: int) -> str:
+    """The file of a sample as the data set names it, without reading it; its index if it has no name."""
+    from datasets import Image
+
+    cell = data.select_columns("image").cast_column("image", Image(decode=False))[index]["image"]
+    return cell["path"] or f"sample {index}"
+
+
+def resolve_labels(labels: LabelSet | str | Path) -> LabelSet:
+    """A label set by the name of a benchmark or the path of a classes.json."""
+    if isinstance(labels, LabelSet):
+        return labels
+    if str(labels) in LABEL_SETS:
+        return LABEL_SETS[str(labels)]
+    path = Path(labels) / FILE_NAME if Path(labels).is_dir() else Path(labels)
+    if not path.is_file():
+        known = ", ".join(LABEL_SETS)
+        raise ValueError(f"expected labels {known} or the path of a {FILE_NAME}, got {str(labels)!r}")
+    return read_classes(path)
+
+
+def select_files(source: str, files: dict[str, SplitFiles], split: str | None) -> dict[str, SplitFiles]:
+    """The splits asked for: all, or the one named."""
+    if split is None:
+        return files
+    name = canonical_split(split)
+    if name not in files:
+        raise ValueError(f"{source}: no split {split!r}, it has {', '.join(files)}")
+    return {name: files[name]}
+
+
+# -- folders of images -----------------------------------------------------------------------------------------------
+
+
+def _load_files(source: str, files: dict[str, SplitFiles], split: str | None) -> Dataset | DatasetDict:
+    from datasets import DatasetDict
+
+    files = select_files(source, files, split)
+    if not files:
+        raise ValueError(f"{source}: no split with images")
+    problems = [problem for part in files.values() for problem in part.problems]
+    if problems:
+        raise ValueError(problem_text(problems))
+    parts = {name: dataset_of(part, name) for name, part in files.items()}
+    return DatasetDict(parts) if split is None else next(iter(parts.values()))
+
+
+def dataset_of(files: SplitFiles, split: str) -> Dataset:
+    """The pairs of a split, as paths that are opened when they are read."""
+    from datasets import Dataset, Features, Image
+
+    from offseg_hf.data.label_image import LabelImage
+
+    columns = {"image": [image for image, _ in files.pairs], "label": [mask for _, mask in files.pairs]}
+    features = Features(image=Image(), label=LabelImage.of(files.labels, raw=True))
+    dataset = Dataset.from_dict(columns, features=features, split=split)
+    return dataset.cast_column("label", LabelImage.of(files.labels))
+
+
+def problem_text(problems: list[Problem]) -> str:
+    """The first problems, and how many more there are."""
+    shown = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        shown.append(f"and {len(problems) - SHOWN_PROBLEMS} more (`offseg data check` lists all)")
+    return "\n".join(shown)
+
+
+def _to_streaming(data: Dataset | DatasetDict) -> Data | DataDict:
+    from datasets import DatasetDict, IterableDatasetDict
+
+    if isinstance(data, DatasetDict):
+        return IterableDatasetDict({name: _to_streaming(part) for name, part in data.items()})
+    return data.to_iterable_dataset(num_shards=min(len(data), 64))
+
+
+# -- columns of data sets --------------------------------------------------------------------------------------------
+
+
+def _load_columns(
+    source: str | Path | Dataset | DatasetDict,
+    split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    labels: LabelSet | None,
+    streaming: bool,
+) -> Data | DataDict:
+    if isinstance(source, str | Path):
+        data = _open(str(source), streaming)
+        labels = labels or _classes_beside(str(source))
+        name = str(source)
+    else:
+        data, name = source, "the data set"
+    if split is not None and isinstance(data, dict):
+        wanted = next((key for key in data if canonical_split(key) == canonical_split(split)), None)
+        if wanted is None:
+            raise ValueError(f"{name}: no split {split!r}, it has {', '.join(data)}")
+        data = data[wanted]
+    if not isinstance(data, dict):
+        return _with_columns(data, name, image_column, label_column, labels)
+    return type(data)(
+        {key: _with_columns(part, name, image_column, label_column, labels) for key, part in data.items()}
+    )
+
+
+def _open(source: str, streaming: bool) -> DataDict | Data:
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetNotFoundError
+
+    from offseg_hf.data import label_image  # noqa: F401 - its type of columns may be in the files
+
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or source.startswith((".", "/", "~")):
+            raise ValueError(f"{source}: no such folder; expected one, or the id of a data set on the Hub")
+        try:
+            return load_dataset(source, streaming=streaming)
+        except DatasetNotFoundError as error:
+            raise ValueError(f"{source}: no such folder, and {error}") from None
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        data = load_from_disk(source)
+        return _to_streaming(data) if streaming else data
+    if next(folder.rglob("*.parquet"), None) is None:
+        raise ValueError(
+            f"{source}: expected a folder like those of ADE20K, Cityscapes, COCO-Stuff or Pascal Context, or images/ "
+            f"and masks/ with a {FILE_NAME}, or parquet files; found {_listing(folder)} (see offseg_hf.data.layouts)"
+        )
+    return load_dataset(source, streaming=streaming)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:8] + ["..."] * (len(names) > 8)) or "nothing"
+
+
+def _classes_beside(source: str) -> LabelSet | None:
+    """The classes.json of a folder or of a data set's repository on the Hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(source).is_dir():
+        path = Path(source, FILE_NAME)
+        return read_classes(path) if path.is_file() else None
+    try:
+        return read_classes(hf_hub_download(source, FILE_NAME, repo_type="dataset"))
+    except EntryNotFoundError:
+        return None
+
+
+def _with_columns(
+    data: Data, source: str, image_column: str | None, label_column: str | None, labels: LabelSet | None
+) -> Data:
+    from datasets import Image, IterableDataset
+
+    from offseg_hf.data.label_image import LabelImage
+
+    if data.features is None:  # of streaming data that does not say so itself, by its first samples
+        data = data._resolve_features()
+    features = data.features
+    names = {"image": image_column or "image", "label": label_column or "label"}
+    for role, name in names.items():
+        if name not in features:
+            columns = ", ".join(features)
+            raise ValueError(f"{source}: no column {name!r}, it has {columns}; pass the right one as {role}_column")
+        if not isinstance(features[name], Image):
+            raise ValueError(f"{source}: column {name!r} must hold images, it is {type(features[name]).__name__}")
+    data = data.select_columns(list(names.values()))
+    for role, name in names.items():
+        data = data if role == name else data.rename_column(name, role)
+    if isinstance(features[names["label"]], LabelImage):
+        if labels is not None and tuple(features[names["label"]].names) != labels.names:
+            raise ValueError(f"{source}: it has class names already, others than {labels.title}")
+        return data
+    if labels is None:
+        known = ", ".join(LABEL_SETS)
+        raise ValueError(f"{source}: its classes are not known; pass labels: {known} or the path of a {FILE_NAME}")
+    # Cells are marked as files of the data set's encoding, and what `map` writes into the column later is not. `map`
+    # of a streaming data set does not write into it: there the type itself may say so.
+    data = data.cast_column("label", LabelImage.of(labels, raw=True))
+    return data if isinstance(data, IterableDataset) else data.cast_column("label", LabelImage.of(labels))
+
+
+def _splits(data: Data | DataDict) -> Iterator[tuple[str, Data]]:
+    yield from data.items() if isinstance(data, dict) else [(str(getattr(data, "split", "") or ""), data)]

@@ -1,0 +1,188 @@
+"""The column of label maps: files in their data set's own encoding, read as class ids by a table.
+
+A feature of `datasets`, so that names, palette and encoding are part of the data set's features: they survive `map`,
+`shuffle`, `save_to_disk`, and nothing has to be computed or written before the first sample is read.
+"""
+
+import warnings
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from datasets import Image
+from datasets.features.features import register_feature
+from PIL import Image as PILImage
+
+from offseg_hf.data.labels import IGNORE_INDEX, LABEL_SETS, LabelSet
+
+
+ONE_CHANNEL = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N", "I")
+UNKNOWN = 65535  # in the table: the value is none of the data set's
+
+
+@dataclass
+class LabelImage(Image):
+    """Label maps that decode to class ids 0..K-1 and `ignore_index`: mode L, or I;16 if an id needs it.
+
+    names, palette, ignore_index: of the classes.
+    raw_ids, void_ids: values in the files of the classes, and of what is no class; any other value is an error, which
+        names the file.
+    raw: whether cells that do not say so themselves are such files; otherwise they hold class ids, as the images do
+        that `Dataset.map` makes out of what it read. Each cell remembers which of the two it is.
+    """
+
+    name: str = ""
+    title: str = ""
+    names: list = field(default_factory=list, repr=False)
+    palette: list = field(default_factory=list, repr=False)
+    raw_ids: list = field(default_factory=list, repr=False)
+    void_ids: list = field(default_factory=list, repr=False)
+    ignore_index: int = IGNORE_INDEX
+    raw: bool = False
+
+    pa_type: ClassVar[Any] = pa.struct({"bytes": pa.binary(), "path": pa.string(), "raw": pa.bool_()})
+    _type: str = field(default="LabelImage", init=False, repr=False)
+
+    @classmethod
+    def of(cls, labels: LabelSet, raw: bool = False, decode: bool = True) -> "LabelImage":
+        """The column of a label set whose files hold its `raw_ids` and `void_ids`."""
+        return cls(
+            decode=decode,
+            name=labels.name,
+            title=labels.title,
+            names=list(labels.names),
+            palette=[list(colour) for colour in labels.palette],
+            raw_ids=list(labels.raw_ids),
+            void_ids=list(labels.void_ids),
+            ignore_index=labels.ignore_index,
+            raw=raw,
+        )
+
+    def label_set(self) -> LabelSet:
+        """The benchmark's label set where it is one, however its files are encoded; else the files' own."""
+        known = LABEL_SETS.get(self.name)
+        if known is not None and list(known.names) == self.names:
+            return known
+        counts_from_one = self.raw_ids == list(range(1, len(self.names) + 1)) and self.void_ids == [0]
+        return LabelSet(
+            name=self.name,
+            title=self.title,
+            names=tuple(self.names),
+            palette=tuple(tuple(colour) for colour in self.palette),
+            raw_ids=tuple(self.raw_ids),
+            void_ids=tuple(self.void_ids),
+            reduce_zero_label=counts_from_one,
+            ignore_index=self.ignore_index,
+        )
+
+    def undecoded(self) -> "LabelImage":
+        """The column that gives bytes and path of the files."""
+        return replace(self, decode=False)
+
+    def encode_example(self, value: Any) -> dict:
+        if isinstance(value, dict) and "raw" in value:
+            return value
+        is_file = isinstance(value, str | Path | bytes | dict)  # images in memory hold ids, as they are read
+        return {**Image().encode_example(value), "raw": self.raw and is_file}
+
+    def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PILImage.Image:
+        """The class ids; ValueError for a picture of more than one channel and for values that are no class."""
+        if not isinstance(value, dict):
+            return value  # decoded already
+        image = super().decode_example(value, token_per_repo_id)
+        name = value.get("path") or "label map"
+        if image.mode not in ONE_CHANNEL:
+            raise ValueError(
+                f"{name}: expected a label map of one id per pixel, got a picture of mode {image.mode}; colours "
+                "cannot be turned back into classes, save the ids as a grayscale or palette PNG"
+            )
+        raw = value.get("raw")
+        return self._to_ids(image, self._table(self.raw if raw is None else raw), name)
+
+    def _table(self, raw: bool) -> np.ndarray:
+        """Class id of each value in the file; UNKNOWN for values that should not occur."""
+        cached = self.__dict__.setdefault("_tables", {})
+        if raw not in cached:
+            classes = self.raw_ids if raw else range(len(self.names))
+            void = [*self.void_ids] if raw else [self.ignore_index]
+            table = np.full(1 << 16, UNKNOWN, np.uint16)
+            table[void] = self.ignore_index
+            table[list(classes)] = np.arange(len(self.names))
+            cached[raw] = table
+        return cached[raw]
+
+    def _to_ids(self, image: PILImage.Image, table: np.ndarray, name: str) -> PILImage.Image:
+        largest_id = max(len(self.names) - 1, self.ignore_index)
+        free_id = len(self.names) + (self.ignore_index == len(self.names))  # means UNKNOWN in 8 bits
+        if image.mode in ("L", "P") and largest_id < 256 and free_id < 256:  # Pillow's tables are faster than numpy's
+            ids = image.point(np.where(table[:256] == UNKNOWN, free_id, table[:256]).tolist(), "L")
+            if (np.asarray(ids) == free_id).any():
+                self._check(np.flatnonzero(image.histogram()), table, name)
+            return ids
+        values = np.asarray(image)
+        if values.dtype == bool or values.dtype.kind == "i":
+            values = values.astype(np.int64)
+        if values.min() < 0 or values.max() >= len(table):
+            raise ValueError(f"{name}: expected values in 0..65535, got {values.min()}..{values.max()}")
+        ids = table[values]
+        if (ids == UNKNOWN).any():
+            self._check(np.unique(values), table, name)
+        return PILImage.fromarray(ids.astype(np.uint8) if largest_id < 256 else ids)
+
+    def _check(self, values: np.ndarray, table: np.ndarray, name: str) -> None:
+        unknown = values[table[values] == UNKNOWN].tolist()
+        if unknown:
+            known = ", ".join(_ranges(np.flatnonzero(table != UNKNOWN).tolist()))
+            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            plural = "s" if len(unknown) > 1 else ""
+            raise ValueError(f"{name}: value{plural} {shown} out of range, in {self.title} there are {known}")
+
+    # -- Arrow: as of images, and of each cell whether it is a file in the data set's encoding -----------------------
+
+    def cast_storage(self, storage: pa.Array) -> pa.StructArray:
+        raw = None
+        if pa.types.is_struct(storage.type) and storage.type.get_field_index("raw") >= 0:
+            raw = storage.field("raw")
+        if raw is None or pa.types.is_null(raw.type):
+            raw = pa.array(np.full(len(storage), self.raw))
+        return _with_raw(Image().cast_storage(storage), raw)
+
+    def embed_storage(self, storage: pa.StructArray, *args, **kwargs) -> pa.StructArray:
+        plain = pa.StructArray.from_arrays(
+            [storage.field("bytes"), storage.field("path")], ["bytes", "path"], mask=storage.is_null()
+        )
+        return _with_raw(Image().embed_storage(plain, *args, **kwargs), storage.field("raw"))
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_tables"}
+
+
+def encode_ids(ids: PILImage.Image) -> bytes:
+    """A map of class ids as PNG."""
+    buffer = BytesIO()
+    ids.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _with_raw(images: pa.StructArray, raw: pa.Array) -> pa.StructArray:
+    arrays = [images.field("bytes"), images.field("path"), raw]
+    return pa.StructArray.from_arrays(arrays, ["bytes", "path", "raw"], mask=images.is_null())
+
+
+def _ranges(values: list[int]) -> list[str]:
+    """Sorted values as "0-10", "12", ..."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+
+
+with warnings.catch_warnings():  # it says that it is experimental
+    warnings.simplefilter("ignore", UserWarning)
+    register_feature(LabelImage, "LabelImage")

@@ -1,0 +1,112 @@
+"""A data set of any kind as a parquet data set on the Hub, which every client of `datasets` reads."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from offseg_hf.data.classes_json import FILE_NAME, classes_json
+from offseg_hf.data.datasets import label_set_of, load_segmentation_data
+from offseg_hf.data.labels import LabelSet
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CARD = """
+# {title}
+
+Semantic segmentation, {count} classes. `image` is the photo, `label` the map of class ids in 0..{last}; {ignore_index}
+is no class. Names and colours are in `{file_name}`, in the order of the ids.
+
+```python
+from offseg_hf.data.datasets import load_segmentation_data
+
+dataset = load_segmentation_data("{repository}")
+```
+
+| id | class |
+|---:|:------|
+{rows}
+"""
+
+
+def push_segmentation_data(
+    source: str | Path,
+    repository: str,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    labels: LabelSet | str | Path | None = None,
+    private: bool = False,
+    max_shard_size: str = "500MB",
+) -> str:
+    """Upload images as they are and label maps as class ids, with `classes.json` and a card; the URL of the data set.
+
+    `load_segmentation_data(repository)` gives the same samples, names and palette. Other arguments as there.
+    """
+    from datasets import DatasetDict
+    from huggingface_hub import HfApi
+
+    data = load_segmentation_data(source, split, image_column=image_column, label_column=label_column, labels=labels)
+    if not isinstance(data, dict):
+        data = DatasetDict({str(data.split or "train"): data})
+    classes = label_set_of(data)
+    api = HfApi()
+    with TemporaryDirectory(prefix="offseg-push-") as folder:
+        plain = DatasetDict({name: _as_ids(part, Path(folder, f"{name}.arrow")) for name, part in data.items()})
+        repository = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True).repo_id
+        api.upload_file(
+            path_or_fileobj=classes_json(classes).encode(),
+            path_in_repo=FILE_NAME,
+            repo_id=repository,
+            repo_type="dataset",
+            commit_message="Classes",
+        )
+        plain.push_to_hub(repository, max_shard_size=max_shard_size)
+    _push_card(repository, classes)
+    return f"{api.endpoint}/datasets/{repository}"
+
+
+def _as_ids(dataset: "Dataset", cache: Path) -> "Dataset":
+    """The data set with ordinary images of class ids; written to `cache`, images stay paths until they are packed."""
+    from datasets import Features, Image
+
+    from offseg_hf.data.label_image import encode_ids
+
+    label_feature = dataset.features["label"]
+    undecoded = dataset.cast_column("image", Image(decode=False)).cast_column("label", label_feature.undecoded())
+
+    def convert(sample: dict) -> dict:
+        path = sample["label"]["path"]
+        ids = encode_ids(label_feature.decode_example(sample["label"]))
+        return {"image": sample["image"], "label": {"bytes": ids, "path": path and f"{Path(path).stem}.png"}}
+
+    return undecoded.map(
+        convert,
+        features=Features(image=Image(), label=Image()),
+        cache_file_name=str(cache),
+        writer_batch_size=100,
+        desc="Label maps to ids",
+    )
+
+
+def _push_card(repository: str, labels: LabelSet) -> None:
+    """Write about the data set below the metadata that `push_to_hub` wrote."""
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard.load(repository)
+    card.data.task_categories = ["image-segmentation"]
+    card.data.task_ids = ["semantic-segmentation"]
+    card.data.pretty_name = labels.title
+    card.text = CARD.format(
+        title=labels.title,
+        count=len(labels),
+        last=len(labels) - 1,
+        ignore_index=labels.ignore_index,
+        file_name=FILE_NAME,
+        repository=json.dumps(repository)[1:-1],
+        rows="\n".join(f"| {index} | {name} |" for index, name in enumerate(labels.names)),
+    )
+    card.push_to_hub(repository, repo_type="dataset", commit_message="Card")

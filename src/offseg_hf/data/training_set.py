@@ -1,0 +1,96 @@
+"""Training samples as a function of (seed, epoch, index), and the one global order in which all processes see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from offseg_hf.data.datasets import sample_name
+from offseg_hf.data.transforms import TrainingTransform
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class TrainingSet(Dataset):
+    """Augmented samples of a data set with the columns `image` and `label`, as `load_segmentation_data` returns it.
+
+    A key is (epoch, index), as `TrainingSampler` yields them, and the sample is a function of it and `seed` alone:
+    neither workers nor processes nor what was read before matter, and nothing has to be told to workers that live on
+    from epoch to epoch. Errors name the sample's file.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int = 0):
+        if not {"image", "label"} <= set(dataset.column_names):
+            raise ValueError(f"expected columns image and label, got {', '.join(dataset.column_names)}")
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = _check_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        if not isinstance(key, tuple):
+            raise TypeError(
+                f"expected (epoch, index) as a key, got {key!r}; give the DataLoader a TrainingSampler as `sampler`, "
+                "or every epoch would be augmented alike"
+            )
+        epoch, index = key
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, index)))
+        row = self.dataset[index]
+        try:
+            return self.transform(row["image"], row["label"], rng)
+        except ValueError as error:
+            raise ValueError(f"{sample_name(self.dataset, index)}: {error}") from error
+
+
+class TrainingSampler(Sampler[tuple[int, int]]):
+    """An endless stream of (epoch, index): the data set in a new order every epoch, epochs joined without a gap.
+
+    All processes share one order. Process p of n takes positions p, p + n, p + 2n, ...: whatever n, the processes'
+    batches together are the same global batch. To resume, start at the number of samples that all processes together
+    have trained on: iteration times global batch.
+
+    Raises ValueError for an empty data set, or a start that would shift the processes against each other.
+    """
+
+    def __init__(self, length: int, seed: int = 0, start: int = 0, process_index: int = 0, num_processes: int = 1):
+        if length < 1:
+            raise ValueError("expected at least one sample to train on, got an empty data set")
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"expected a process_index from 0 to {num_processes - 1}, got {process_index}")
+        if start < 0 or start % num_processes:
+            raise ValueError(f"expected a start of 0 or a multiple of the {num_processes} processes, got {start}")
+        self.length = length
+        self.seed = _check_seed(seed)
+        self.start = start
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the epoch looked at last
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        position = self.start + self.process_index
+        while True:
+            yield self.key(position)
+            position += self.num_processes
+
+    def key(self, position: int) -> tuple[int, int]:
+        """(epoch, index) at a position of the global order: which samples an iteration saw, without reading any."""
+        epoch, step = divmod(position, self.length)
+        if self._order[0] != epoch:
+            # Of the same family of seeds as the samples' (epoch, index), and different from all of them.
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
+            self._order = epoch, rng.permutation(self.length)
+        return epoch, int(self._order[1][step])
+
+
+def _check_seed(seed: int) -> int:
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"expected a whole number from 0 as seed, got {seed!r}")
+    return seed

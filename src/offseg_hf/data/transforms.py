@@ -1,0 +1,250 @@
+"""The official training augmentation: random resize, crop, flip, photometric distortion, normalisation, padding.
+
+The same steps, order and arithmetic as the pipelines of mmseg and mmcv (on OpenCV), pixel by pixel, but only the
+pixels of the crop are ever computed: the crop is drawn first and resizing fills it alone, flipped, in blocks of rows
+that stay in the cache. Source: HVision-NKU/OffSeg @ 1414f6d, mmseg/datasets/transforms/transforms.py; mmcv
+@ a8073c7, mmcv/transforms/processing.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.image_utils import ChannelDimension
+
+from offseg_hf.data.photometric import distort, sample_distortion
+from offseg_hf.models.image_operations import (
+    IGNORE_INDEX,
+    fixed_point,
+    keep_ratio_size,
+    linear_taps,
+    read_image,
+)
+
+
+# Crops looked at for one in which no class fills more than `cat_max_ratio`; the one drawn after these is taken as is.
+CROP_TRIES = 10
+
+# Pixels handled at a time: what is in between then fits into a core's second-level cache.
+BLOCK_PIXELS = 1 << 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTransform:
+    """What makes a training sample of an image and its label map; a call draws everything random from its generator.
+
+    crop_size: (height, width) of the samples.
+    scale, ratio_range: resize to the largest size of the same aspect ratio within `scale`, both edges times a ratio
+        drawn from the range. The long and the short edge count, not width and height (mmcv's RandomResize).
+    shortest_edges, longest_edge: instead of `scale`, resize the short edge to one of these, the long edge to at most
+        `longest_edge` (mmseg's RandomChoiceResize with ResizeShortestEdge; Mask2Former). Without either, no resizing.
+    cat_max_ratio: draw the crop again, up to ten times, while one class has this share of it or more; 1 takes any.
+    flip: probability of a horizontal flip.
+    photometric: whether brightness, contrast, saturation and hue are distorted.
+    mean, std: of the pixels, in 0..255.
+
+    Raises ValueError for settings that contradict each other.
+    """
+
+    crop_size: Sequence[int]
+    scale: Sequence[int] | None = None
+    ratio_range: Sequence[float] = (0.5, 2.0)
+    shortest_edges: Sequence[int] | None = None
+    longest_edge: int = 2048
+    cat_max_ratio: float = 0.75
+    flip: float = 0.5
+    photometric: bool = True
+    mean: Sequence[float] = (123.675, 116.28, 103.53)
+    std: Sequence[float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self):
+        for field in fields(self):  # lists, as configuration files have them, would make it unhashable
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+        for name, length in {"crop_size": 2, "scale": 2, "ratio_range": 2, "mean": 3, "std": 3}.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, tuple) or len(value) != length):
+                raise ValueError(f"expected {length} numbers as {name}, got {value!r}")
+        if self.scale is not None and self.shortest_edges is not None:
+            raise ValueError("expected scale or shortest_edges, got both")
+        if self.shortest_edges is not None and not (isinstance(self.shortest_edges, tuple) and self.shortest_edges):
+            raise ValueError(f"expected at least one length as shortest_edges, got {self.shortest_edges!r}")
+        lengths = (*self.crop_size, *(self.scale or ()), *(self.shortest_edges or ()), self.longest_edge)
+        if not all(isinstance(length, int) and length > 0 for length in lengths):
+            raise ValueError(f"expected whole pixels, above 0, as sizes, got {lengths}")
+        low, high = self.ratio_range
+        if not 0 < low <= high:
+            raise ValueError(f"expected a ratio_range of a smaller and a larger number above 0, got {low} to {high}")
+        if not (0 < self.cat_max_ratio <= 1 and 0 <= self.flip <= 1):
+            raise ValueError(
+                f"expected cat_max_ratio above 0 and up to 1, and flip from 0 to 1, got {self.cat_max_ratio} and "
+                f"{self.flip}"
+            )
+        if not all(deviation > 0 for deviation in self.std):
+            raise ValueError(f"expected std above 0, got {self.std}")
+
+    def __call__(
+        self, image: np.ndarray | Image.Image, label_map: np.ndarray | Image.Image, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """A sample: `pixel_values` float32 (3, *crop_size), `labels` int64 crop_size; padding is 0 and 255.
+
+        image: 8 bits per value, (height, width, 3), or what `read_image` turns into that. label_map: class ids
+        (height, width). Both keep their values. Raises ValueError if they are something else or differ in size.
+        """
+        pixels, labels = _read_pair(image, label_map)
+        size = self.sample_size(*labels.shape, rng)
+        rows, columns, labels = self._sample_crop(labels, size, rng)
+        if rng.random() < self.flip:
+            columns, labels = columns[::-1], labels[:, ::-1]
+        distortion = sample_distortion(rng) if self.photometric else None
+
+        padded_labels = np.full(self.crop_size, IGNORE_INDEX, np.int64)
+        padded_labels[: len(rows), : len(columns)] = labels
+        pixel_values = np.zeros((3, *self.crop_size), np.float32)
+        mean, std = (np.asarray(value, np.float32)[:, None, None] for value in (self.mean, self.std))
+        for block, crop in resize_crop(pixels, size, rows, columns):
+            if distortion is not None:
+                crop = distort(crop, distortion)
+            normalized = pixel_values[:, block, : len(columns)]
+            normalized[:] = crop.swapaxes(0, 1)
+            normalized -= mean
+            normalized /= std
+        return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(padded_labels)}
+
+    def sample_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the (height, width) that an image of this size is resized to."""
+        if self.scale is not None:
+            ratio = rng.uniform(*self.ratio_range)
+            edges = [int(edge * ratio) for edge in self.scale]
+        elif self.shortest_edges is not None:
+            edges = self._shortest_edge_size(
+                height, width, self.shortest_edges[rng.integers(len(self.shortest_edges))]
+            )
+        else:
+            return height, width
+        return keep_ratio_size(height, width, max(1, min(edges)), max(1, max(edges)))
+
+    def _shortest_edge_size(self, height: int, width: int, shortest_edge: int) -> tuple[int, int]:
+        # mmseg rounds here, then has mmcv fit the image into the rounded size: a pixel less now and then.
+        scale = shortest_edge / min(height, width)
+        edges = sorted((float(shortest_edge), scale * max(height, width)))
+        if edges[1] > self.longest_edge:
+            scale = self.longest_edge / edges[1]
+            edges = [edge * scale for edge in edges]
+        return int(edges[0] + 0.5), int(edges[1] + 0.5)
+
+    def _sample_crop(
+        self, label_map: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and columns of the resized image that make the crop, and the labels there."""
+        tries = CROP_TRIES if self.cat_max_ratio < 1 else 0
+        for attempt in range(tries + 1):
+            rows, columns = (
+                np.arange(min(edge, crop)) + rng.integers(max(edge - crop, 0) + 1)
+                for edge, crop in zip(size, self.crop_size)
+            )
+            labels = resize_label_crop(label_map, size, rows, columns)
+            if attempt == tries or _is_varied(labels, self.cat_max_ratio):
+                return rows, columns, labels
+
+
+def resize_crop(
+    image: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The given rows and columns of `resize_bilinear` to (height, width) `size`, without computing the rest.
+
+    image: uint8 (height, width, 3). Yields blocks of `rows` as slices, and their pixels as uint8 (rows of the block,
+    3, columns): with channels in between, gathering the taps tells the channels apart, without another copy.
+    """
+    height, width, _ = image.shape
+    blocks = [rows[block] for block in _blocks(len(rows), len(columns))]
+    if (height, width) == size:
+        resized = (_take(image, block, columns) for block in blocks)
+    elif (height, width) == (2 * size[0], 2 * size[1]):  # OpenCV averages four pixels then
+        resized = (_average_of_four(image, 2 * block, 2 * columns) for block in blocks)
+    else:
+        x0, x1, x_weight = (taps[columns] for taps in linear_taps(width, size[1]))
+        x_weight[x0 == x1] = 0  # see resize_bilinear
+        row_taps = linear_taps(height, size[0])
+        resized = (_interpolate(image, [taps[block] for taps in row_taps], (x0, x1, x_weight)) for block in blocks)
+    yield from zip(_blocks(len(rows), len(columns)), resized)
+
+
+def _average_of_four(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    total = sum(_take(image, rows + y, columns + x).astype(np.uint16) for y in (0, 1) for x in (0, 1))
+    return ((total + 2) >> 2).astype(np.uint8)
+
+
+def _interpolate(image: np.ndarray, row_taps: Sequence[np.ndarray], column_taps: Sequence[np.ndarray]) -> np.ndarray:
+    """Between the first and the second of the taps, by the second's weight, in OpenCV's fixed point."""
+    (y0, y1, y_weight), (x0, x1, x_weight) = row_taps, column_taps
+    used, position = np.unique(np.concatenate([y0, y1]), return_inverse=True)
+    left_weight, right_weight = fixed_point(x_weight)
+    lines = _take(image, used, x0) * left_weight
+    lines += _take(image, used, x1) * right_weight
+    lines >>= 4
+    top_weight, bottom_weight = (weight[:, None, None] for weight in fixed_point(y_weight))
+    top, bottom = lines[position[: len(y0)]], lines[position[len(y0) :]]
+    top *= top_weight
+    top >>= 16
+    bottom *= bottom_weight
+    bottom >>= 16
+    top += bottom
+    top += 2
+    top >>= 2
+    return top.astype(np.uint8)
+
+
+def resize_label_crop(
+    label_map: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """The given rows and columns of `resize_nearest` to (height, width) `size`."""
+    rows, columns = (
+        np.minimum(np.floor(index * (1 / (new / old))).astype(np.int64), old - 1)
+        for index, old, new in zip((rows, columns), label_map.shape, size)
+    )
+    return label_map.take(rows, axis=0).take(columns, axis=1)
+
+
+def _take(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """image[rows][:, columns] with channels in between, (rows, 3, columns)."""
+    flat = (columns * 3 + np.arange(3)[:, None]).ravel()
+    first, last = rows[0], rows[-1]
+    lines = image[first : last + 1] if last - first + 1 == len(rows) else image[rows]
+    return lines.reshape(len(rows), -1).take(flat, axis=1).reshape(len(rows), 3, len(columns))
+
+
+def _blocks(height: int, width: int) -> Iterator[slice]:
+    step = max(1, BLOCK_PIXELS // width)
+    for first in range(0, height, step):
+        yield slice(first, min(first + step, height))
+
+
+def _is_varied(labels: np.ndarray, cat_max_ratio: float) -> bool:
+    """Whether there are two classes or more, none of them with this share of the labelled pixels or more."""
+    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
+    counts[IGNORE_INDEX] = 0
+    largest = counts.max()
+    return 0 < largest < counts.sum() and largest / counts.sum() < cat_max_ratio
+
+
+def _read_pair(image: np.ndarray | Image.Image, label_map: np.ndarray | Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    pixels = read_image(image, input_data_format=ChannelDimension.LAST)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"expected an image of 8 bits per value, got {pixels.dtype}")
+    labels = np.asarray(label_map)
+    if labels.ndim != 2 or labels.dtype.kind not in "bui":
+        raise ValueError(
+            f"expected a label map of one class id per pixel, (height, width), got {labels.dtype} of shape "
+            f"{labels.shape}"
+        )
+    if labels.dtype.kind == "i" and labels.min() < 0:
+        raise ValueError(f"expected class ids from 0, and 255 where pixels do not count, got {labels.min()}")
+    if pixels.shape[1:] != labels.shape:
+        raise ValueError(
+            f"expected an image and a label map of one size, got {pixels.shape[1:]} and {labels.shape} (height, width)"
+        )
+    return pixels.transpose(1, 2, 0), labels

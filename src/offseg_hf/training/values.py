@@ -1,0 +1,142 @@
+"""Values of dataclasses from YAML: read, checked by name and type, merged, and written."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+def parse_yaml(text: str) -> Any:
+    """What `text` says; raises ValueError, in one line, if it is no YAML or says a key twice."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML, got {' '.join(str(error).split())}") from None
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """`values` as YAML, a line per key; tuples become lists."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=119)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of both; `above` wins, key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def construct(kind: type, values: Mapping[str, Any], section: str = "") -> Any:
+    """The dataclass of `values` that have the right names and types, with the dataclasses in it.
+
+    Raises ValueError, with the section, for values that lack, or that the dataclass itself refuses.
+    """
+    hints, built = get_type_hints(kind), dict(values)
+    for item in fields(kind):
+        if is_dataclass(hints[item.name]):
+            built[item.name] = construct(hints[item.name], values.get(item.name, {}), f"{section}{item.name}.")
+        elif item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+            raise ValueError(f"expected {section}{item.name}, got none")
+    try:
+        return kind(**built)
+    except ValueError as error:
+        raise ValueError(f"{section.rstrip('.')}: {error}") from None
+
+
+def typed(value: Any, kind: Any, key: str) -> Any:
+    """`value` as the type `kind`, some keys of it if `kind` is a dataclass; `key` is where it stands."""
+    arguments = get_args(kind)
+    if NoneType in arguments:
+        (kind,) = (argument for argument in arguments if argument is not NoneType)
+        return None if value is None else typed(value, kind, key)
+    if get_origin(kind) in (tuple, Sequence) and isinstance(value, list | tuple):
+        kinds = arguments if _length(kind) else arguments[:1] * len(value)
+        if len(kinds) == len(value):
+            return tuple(typed(item, kind, f"{key}[{index}]") for index, (item, kind) in enumerate(zip(value, kinds)))
+    elif is_dataclass(kind) and isinstance(value, dict):
+        hints, prefix = get_type_hints(kind), f"{key}." if key else ""
+        require_known(value, list(hints), prefix)
+        return {name: typed(item, hints[name], f"{prefix}{name}") for name, item in value.items()}
+    elif get_origin(kind) is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return value
+    elif get_origin(kind) is Literal and value in arguments:
+        return value
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif kind in (bool, int, str) and type(value) is kind:
+        return value
+    raise ValueError(f"{key}: expected {_in_words(kind)}, got {value!r}")
+
+
+def _in_words(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(arguments)}"
+    if get_origin(kind) in (tuple, Sequence):
+        number = f"a list of {_length(kind)}" if _length(kind) else "a list"
+        return f"{number}, each {_in_words(arguments[0])}"
+    if is_dataclass(kind) or get_origin(kind) is dict:
+        return "keys and values"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+
+
+def _length(kind: Any) -> int | None:
+    """Of a list of the type `kind`; None if it may have any."""
+    arguments = get_args(kind)
+    return None if get_origin(kind) is Sequence or arguments[-1] is ... else len(arguments)
+
+
+def require(condition: bool, expected: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"expected {expected}, got {got}")
+
+
+def require_known(values: Mapping[str, Any], known: list[str], prefix: str) -> None:
+    for name in values:
+        if name not in known:
+            hint = nearest(f"{prefix}{name}", [f"{prefix}{other}" for other in known])
+            raise ValueError(f"unknown key {prefix}{name}{hint}: expected some of {', '.join(known)}")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    names = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {names[0]}?)" if names else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of plain values: `6e-5` is a number, `no` is a word. A key stands once."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader`, or a reader of YAML 1.1, would not read as text; lists are short and stay on a line."""
+
+    def ignore_aliases(self, data):
+        return True
+
+    def represent_sequence(self, tag, sequence, flow_style=None):
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+
+_Dumper.add_representer(tuple, yaml.representer.SafeRepresenter.represent_list)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|", ["~", "n", ""]),
+    ("bool", r"true|false", list("tf")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.?[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)

@@ -1,0 +1,96 @@
+"""The check finds every problem and goes on, and counts what is right."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from offseg_hf.data.check import check_segmentation_data
+from offseg_hf.data.datasets import load_segmentation_data
+from tests.data import trees
+
+
+PIXELS = trees.SIZE[0] * trees.SIZE[1]
+
+
+def problems(report) -> list[str]:
+    return [str(problem) for problem in report.problems]
+
+
+def test_all_is_well(tmp_path):
+    trees.plain(tmp_path)
+    seen = []
+    train, validation = check_segmentation_data(
+        tmp_path, workers=2, on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert (train.name, train.num_samples, train.problems) == ("train", 3, [])
+    assert (validation.name, validation.num_samples, validation.problems) == ("validation", 2, [])
+    assert seen == [(done, 5) for done in range(1, 6)]
+    values = np.resize([7, 3, 9, 0, 200], (trees.SIZE[1], trees.SIZE[0]))  # as `plain` writes them
+    counts = [int((values == value).sum()) for value in (7, 3, 9)]
+    assert list(train.rows()) == [
+        (name, 3 * count, pytest.approx(count / sum(counts)), 3) for name, count in zip(train.labels.names, counts)
+    ]
+    assert train.ignored == 3 * (PIXELS - sum(counts))
+
+
+@pytest.mark.parametrize("layout", trees.BENCHMARKS)
+def test_counts_of_benchmarks(tmp_path, layout):
+    benchmark, write = trees.BENCHMARKS[layout]
+    write(tmp_path)
+    for report in check_segmentation_data(tmp_path):
+        maps = [trees.class_ids(benchmark, report.name, i) for i in range(report.num_samples)]
+        expected = sum(np.bincount(ids.ravel(), minlength=256) for ids in maps)
+        assert report.problems == [] and report.pixels.tolist() == expected[: len(report.labels)].tolist()
+        assert report.ignored == expected[255]
+        assert report.images.tolist() == [sum(bool((m == i).any()) for m in maps) for i in range(len(report.labels))]
+
+
+def test_every_problem_is_found_with_its_file(tmp_path):
+    trees.plain(tmp_path, {"train": 8})
+    images, masks = tmp_path / "images" / "train", tmp_path / "masks" / "train"
+    (images / "0.png").unlink()
+    (masks / "1.png").unlink()
+    trees.write_mask(masks / "2.png", np.zeros((trees.SIZE[0], trees.SIZE[1])))
+    trees.write_mask(masks / "3.png", np.full((trees.SIZE[1], trees.SIZE[0]), 8))
+    Image.new("RGB", trees.SIZE).save(masks / "4.png")
+    (images / "5.png").write_bytes((images / "5.png").read_bytes()[:300])
+    (masks / "5.png").write_text("no picture")
+    (masks / "6.png").unlink()
+    (masks / "6.png").symlink_to(tmp_path / "gone.png")
+    (report,) = check_segmentation_data(tmp_path, "train")
+    assert report.num_samples == 6 and report.pixels.sum() + report.ignored == PIXELS
+    found = dict(line.split(": ", maxsplit=1) for line in problems(report))
+    assert len(problems(report)) == len(found) == 8
+    assert found[f"{masks}/0.png"] == f"no image of this name in {images}"
+    assert found[f"{images}/1.png"] == f"no label map of this name in {masks}"
+    assert found[f"{masks}/2.png"].startswith(f"the label map is 16x24, but its image {images}/2.png is 24x16; images")
+    assert found[f"{masks}/3.png"].startswith("value 8 out of range")
+    assert found[f"{masks}/4.png"].startswith("expected a label map of one id per pixel")
+    assert found[f"{images}/5.png"].startswith("unreadable, ")
+    assert found[f"{masks}/5.png"].startswith("unreadable, UnidentifiedImageError: ")
+    assert found[f"{masks}/6.png"].startswith("unreadable, FileNotFoundError: ")
+
+
+def test_empty_split(tmp_path):
+    trees.plain(tmp_path)
+    (tmp_path / "masks" / "test").mkdir()
+    *_, report = check_segmentation_data(tmp_path)
+    assert (report.name, report.num_samples) == ("test", 0)
+    assert problems(report) == [f"{tmp_path}/images/test: no images"]
+
+
+def test_columns(tmp_path):
+    """Of embedded images the name may be all there is."""
+    trees.plain(tmp_path / "plain", {"train": 2})
+    Image.new("L", (3, 3), 7).save(tmp_path / "plain" / "masks" / "train" / "1.png")
+    load_segmentation_data(tmp_path / "plain").save_to_disk(tmp_path / "saved")
+    (report,) = check_segmentation_data(tmp_path / "saved")
+    assert problems(report) == ["1.png: the label map is 3x3, but its image 1.png is 24x16"]
+
+
+def test_errors_of_the_whole(tmp_path):
+    trees.plain(tmp_path / "plain")
+    with pytest.raises(ValueError, match="no split 'test'"):
+        check_segmentation_data(tmp_path / "plain", "test")
+    with pytest.raises(ValueError, match="no such folder"):
+        check_segmentation_data(tmp_path / "none")

@@ -1,0 +1,146 @@
+"""The stream of training samples: the same whoever reads it, however it is cut, wherever it begins."""
+
+import itertools
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from offseg_hf.data.training_set import TrainingSampler, TrainingSet
+from offseg_hf.data.transforms import TrainingTransform
+
+
+TRANSFORM = TrainingTransform(crop_size=(16, 16), scale=(64, 16))
+SAMPLES = 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> datasets.Dataset:
+    folder = tmp_path_factory.mktemp("photos")
+    rows = {"image": [], "label": []}
+    for index in range(SAMPLES):
+        rng = np.random.default_rng(index)
+        for column, shape, top in (("image", (20, 24, 3), 256), ("label", (20, 24), 7)):
+            path = folder / f"{column}-{index}.png"
+            Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(path)
+            rows[column].append(str(path))
+    return datasets.Dataset.from_dict(
+        rows, features=datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    )
+
+
+def read(data, count: int, start: int = 0, **loader) -> torch.Tensor:
+    """Pixels and labels of the samples from `start` (batches, 2, values)."""
+    sampler = TrainingSampler(len(data), seed=3, start=start)
+    batches = DataLoader(TrainingSet(data, TRANSFORM, seed=3), batch_size=2, sampler=sampler, **loader)
+    batches = itertools.islice(batches, count // 2)
+    return torch.stack([torch.cat([value.flatten(1) for value in batch.values()], dim=1) for batch in batches])
+
+
+@pytest.fixture(scope="module")
+def expected(data) -> torch.Tensor:
+    return read(data, 4 * SAMPLES)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        {"num_workers": 1},
+        {"num_workers": 2, "persistent_workers": True, "prefetch_factor": 3},
+        {"num_workers": 1, "multiprocessing_context": "spawn"},
+    ],
+)
+def test_workers_do_not_matter(data, expected, loader):
+    assert torch.equal(read(data, 4 * SAMPLES, **loader), expected)
+
+
+def test_neither_global_generators_nor_order_matter(data, expected):
+    np.random.seed(9)
+    torch.manual_seed(9)
+    samples = TrainingSet(data, TRANSFORM, seed=3)
+    sampler = TrainingSampler(SAMPLES, seed=3)
+    for position in reversed(range(4)):
+        sample = samples[sampler.key(position)]
+        row = torch.cat([value.flatten() for value in sample.values()])
+        assert torch.equal(row, expected[position // 2][position % 2])
+
+
+@pytest.mark.parametrize("start", [2, 6, 10, 14])
+def test_resuming_continues(data, expected, start):
+    assert torch.equal(read(data, 4 * SAMPLES - start, start), expected[start // 2 :])
+
+
+def test_seed_epoch_and_index_matter(data):
+    first, other = (TrainingSet(data, TRANSFORM, seed=seed) for seed in (0, 1))
+    samples = [first[0, 0], first[1, 0], first[0, 1], first[1, 1], other[0, 0], other[1, 0]]
+    assert len({sample["pixel_values"].numpy().tobytes() for sample in samples}) == len(samples)
+
+
+def test_every_epoch_is_a_new_permutation():
+    keys = list(itertools.islice(TrainingSampler(50, seed=1), 200))
+    epochs = [[index for epoch, index in keys if epoch == wanted] for wanted in range(4)]
+    assert [epoch for epoch, _ in keys] == np.repeat(range(4), 50).tolist()
+    assert all(sorted(indices) == list(range(50)) for indices in epochs)
+    assert len({*map(tuple, epochs), tuple(range(50))}) == 5
+    assert next(iter(TrainingSampler(50, seed=2))) != keys[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_processes_share_one_order(processes):
+    batch, start = 12, 24
+    order = list(itertools.islice(TrainingSampler(7, seed=1), start, start + 4 * batch))
+    parts = [
+        list(itertools.islice(TrainingSampler(7, 1, start, process, processes), 4 * batch // processes))
+        for process in range(processes)
+    ]
+    for first in range(0, 4 * batch, batch):  # every iteration, together the same global batch
+        own = slice(first // processes, (first + batch) // processes)
+        assert sorted(key for part in parts for key in part[own]) == sorted(order[first : first + batch])
+
+
+def test_key_is_the_stream():
+    sampler = TrainingSampler(7, seed=1)
+    keys = list(itertools.islice(sampler, 30))
+    assert [sampler.key(position) for position in range(30)] == keys
+    assert [pickle.loads(pickle.dumps(sampler)).key(position) for position in reversed(range(30))] == keys[::-1]
+    assert list(itertools.islice(sampler, 30)) == keys  # from its start again
+
+
+def test_pickle(data):
+    samples = TrainingSet(data, TRANSFORM, seed=3)
+    again = pickle.loads(pickle.dumps(samples))
+    assert len(again) == SAMPLES
+    assert torch.equal(again[2, 1]["pixel_values"], samples[2, 1]["pixel_values"])
+
+
+def test_errors_name_the_file(data, tmp_path):
+    Image.new("L", (7, 9)).save(tmp_path / "small.png")
+    labels = [*data.cast_column("label", datasets.Image(decode=False))["label"]]
+    labels[1] = {"path": str(tmp_path / "small.png"), "bytes": None}
+    broken = data.remove_columns("label").add_column("label", labels).cast_column("label", datasets.Image())
+    samples = TrainingSet(broken, TRANSFORM)
+    assert samples[0, 0]
+    with pytest.raises(ValueError, match=r"image-1\.png: expected an image and a label map of one size"):
+        samples[0, 1]
+
+
+def test_wrong_arguments(data):
+    with pytest.raises(TypeError, match=r"\(epoch, index\) as a key, got 0; .* TrainingSampler"):
+        TrainingSet(data, TRANSFORM)[0]
+    with pytest.raises(ValueError, match="columns image and label, got image"):
+        TrainingSet(data.remove_columns("label"), TRANSFORM)
+    for seed in (-1, 0.5):
+        with pytest.raises(ValueError, match="whole number from 0 as seed"):
+            TrainingSet(data, TRANSFORM, seed=seed)
+        with pytest.raises(ValueError, match="whole number from 0 as seed"):
+            TrainingSampler(5, seed=seed)
+    with pytest.raises(ValueError, match="empty data set"):
+        TrainingSampler(0)
+    with pytest.raises(ValueError, match="process_index from 0 to 1, got 2"):
+        TrainingSampler(5, process_index=2, num_processes=2)
+    with pytest.raises(ValueError, match="multiple of the 2 processes, got 3"):
+        TrainingSampler(5, start=3, num_processes=2)
