@@ -14,7 +14,7 @@ from rich.table import Table
 
 from offseg_hf import __version__
 from offseg_hf.cli.console import command, progress_bar, quiet_libraries, stderr, stdout
-from offseg_hf.cli.data import data_app
+from offseg_hf.cli.data import ImageColumn, LabelColumn, Labels, data_app
 
 
 app = typer.Typer(
@@ -104,6 +104,78 @@ def segment(
         stdout.print(f"{written} of {len(outcomes)} segmented, see {output}")
     if written < len(outcomes):
         raise typer.Exit(1)
+
+
+@command(app)
+def evaluate(
+    model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
+    dataset: Annotated[str, typer.Option(help="Folder of a data set, or its name on the Hub.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    tta: Annotated[bool, typer.Option("--tta", help="Average over six scales, each mirrored too.")] = False,
+    save_dir: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and pictures.")] = None,
+    overlays: Annotated[bool, typer.Option("--overlays", help="Draw both label maps, in --save-dir.")] = False,
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Write label maps in the data set's own values, in --save-dir.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the result, as in evaluation.json.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read from the Hub as it goes.")] = False,
+    no_check_names: Annotated[
+        bool, typer.Option("--no-check-names", help="Let class names differ; their number must not.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")] = 2,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default cuda if there is.")] = None,
+    dtype: Annotated[DType, typer.Option(help="Precision of the model.")] = DType.float32,
+    overwrite: Overwrite = False,
+) -> None:
+    """Evaluate a model on a data set by the official protocol: mIoU and its relatives, in all and per class.
+
+    The same command under `torchrun` or `accelerate launch` shares the images among processes. With --save-dir, what
+    was interrupted goes on where it was.
+    """
+    import torch
+
+    from offseg_hf.evaluation import evaluate as evaluate_files
+    from offseg_hf.evaluation import result_line, result_table
+
+    quiet_libraries()
+    tasks = []
+    with progress_bar() as progress:
+
+        def show(done: int, total: int | None) -> None:  # of several processes, the main one calls it
+            tasks[:] = tasks or [progress.add_task("")]
+            progress.update(tasks[0], completed=done, total=total)
+
+        report = evaluate_files(
+            model,
+            dataset,
+            split,
+            labels=labels,
+            image_column=image_column,
+            label_column=label_column,
+            streaming=streaming,
+            check_names=not no_check_names,
+            tta=tta,
+            limit=limit,
+            device=device,
+            dtype=getattr(torch, dtype),
+            workers=workers,
+            save_dir=save_dir,
+            overlays=overlays,
+            submission=submission,
+            json_file=json,
+            overwrite=overwrite,
+            progress=show,
+        )
+    if report is not None:
+        stdout.print(result_table(report), width=None if stdout.is_terminal else 120)
+        stdout.print(result_line(report))
+        for path in (save_dir, json):
+            if path is not None:
+                stdout.print("written:", path)
 
 
 @command(app)

@@ -1,0 +1,82 @@
+"""The result of an evaluation as JSON, for model cards, and as a table for the terminal."""
+
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
+
+from offseg_hf import __version__
+from offseg_hf.data.labels import LabelSet
+
+
+MEANS = ("mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall")
+COLUMNS = {"IoU": "IoU", "Acc": "Acc", "Fscore": "F-score"}  # key in the report -> title in the table
+PER_CLASS = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
+
+
+def metric_report(result: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
+    """`metrics` and, in the order of the ids, `classes` of what `evaluate_model` found: ratios from 0 to 1.
+
+    None stands where a class has nothing to divide by: JSON has no NaN.
+    """
+    pixels = result["confusion_matrix"].sum(axis=1).tolist()
+    classes = [
+        {"id": index, "name": name, "pixels": pixels[index]}
+        | {key: _number(result[f"{key}_per_class"][index]) for key in PER_CLASS}
+        for index, name in enumerate(labels.names)
+    ]
+    return {"metrics": {key: _number(result[key]) for key in MEANS}, "classes": classes}
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Where the numbers come from: versions, device, time."""
+    import datasets
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "offseg_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "datasets": datasets.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type} ({name})",
+        "processes": processes,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def result_table(report: Mapping[str, Any]) -> Table:
+    """Per class IoU, accuracy, F-score and share of the annotated pixels, and their means, in percent."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
+    metrics, classes = report["metrics"], report["classes"]
+    total = sum(row["pixels"] for row in classes)
+    table.add_column("class", footer="mean", no_wrap=True)
+    for key, title in COLUMNS.items():
+        table.add_column(title, footer=_percent(metrics[f"m{key}"]), justify="right")
+    table.add_column("of pixels", justify="right")
+    for row in classes:
+        share = row["pixels"] / total if total else None
+        table.add_row(row["name"], *(_percent(row[key]) for key in COLUMNS), _percent(share))
+    return table
+
+
+def result_line(report: Mapping[str, Any]) -> str:
+    """The result in one line."""
+    metrics, data = report["metrics"], report["dataset"]
+    numbers = ", ".join(f"{key} {_percent(metrics[key])}" for key in MEANS[:3])
+    return f"{numbers} on {data['num_images']} images of {data['title']}, {data['split']}"
+
+
+def _number(value: float | np.floating) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def _percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * ratio:.2f}"

@@ -1,0 +1,594 @@
+"""Evaluation: the numbers of a plain loop, the same from any number of processes, and the files that come of it."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    MobileViTImageProcessorPil,
+    PreTrainedModel,
+    SegformerImageProcessorPil,
+)
+
+from offseg_hf import (
+    OffSegImageProcessor,
+    OffsetMask2FormerConfig,
+    OffsetMask2FormerForUniversalSegmentation,
+    OffsetMask2FormerImageProcessor,
+    apply_offset_learning,
+)
+from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.label_image import LabelImage
+from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.scene_folder import write_scenes
+from offseg_hf.data.scenes import SCENE_LABELS, render_scene
+from offseg_hf.evaluation import (
+    OFFICIAL_SCALES,
+    Sample,
+    draw_comparison,
+    draw_confusion_matrix,
+    evaluate,
+    evaluate_model,
+    outputs,
+    predict,
+    result_line,
+    result_table,
+)
+from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, whole_file
+from offseg_hf.evaluation.prediction import prepare
+from offseg_hf.evaluation.run import check_classes
+from offseg_hf.metrics import MeanIoU
+from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear
+from offseg_hf.models.sliding_window import sliding_windows
+from tests.semantic_models import LABELS, pass_signals
+from tests.semantic_models import small_model as transformers_model
+from tests.small_model import save_small_model
+
+
+NAMES = SCENE_LABELS.names
+NUM_CLASSES = len(NAMES)
+NUM_IMAGES = 5
+IMAGENET = {"mean": np.array([0.485, 0.456, 0.406]) * 255, "std": np.array([0.229, 0.224, 0.225]) * 255}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """A small OffSeg that tells classes apart, if not the right ones."""
+    folder = save_small_model(tmp_path_factory.mktemp("model"))
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    pass_signals(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(model_folder) -> PreTrainedModel:
+    return AutoModelForSemanticSegmentation.from_pretrained(model_folder)
+
+
+@pytest.fixture(scope="module")
+def processor() -> OffSegImageProcessor:
+    """Cuts the scenes into windows, after padding them."""
+    return OffSegImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 256}, window_size=64, window_stride=48, size_divisor=32
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes_folder(tmp_path_factory) -> Path:
+    """Scenes of unequal sizes, partly not annotated."""
+    folder = write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=0, val=NUM_IMAGES, size=(32, 24))
+    for index in range(NUM_IMAGES):
+        photo, label_map = render_scene(index, (84 + 10 * index, 60))
+        label_map[:6, :20] = 255
+        photo.save(folder / "images" / "val" / f"{index:06d}.png")
+        Image.fromarray(label_map).save(folder / "masks" / "val" / f"{index:06d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(scenes_folder) -> Dataset:
+    return load_segmentation_data(scenes_folder, "val")
+
+
+def plain_confusion(dataset: Dataset, num_classes: int, label_map_of) -> np.ndarray:
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    for row in dataset:
+        label = np.asarray(row["label"]).astype(np.int64)
+        prediction = np.asarray(label_map_of(row["image"], label.shape))
+        counted = label != 255
+        np.add.at(matrix, (label[counted], prediction[counted]), 1)
+    return matrix
+
+
+def through(model, processor):
+    """The plain way from a photo to its label map."""
+
+    @torch.no_grad()
+    def label_map(photo: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+        outputs = model(**processor(images=photo, return_tensors="pt"))
+        return processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+
+    return label_map
+
+
+# -- the metric of a loaded model ------------------------------------------------------------------------------------
+
+
+def test_metrics_are_those_of_a_plain_loop(model, processor, scenes):
+    result = evaluate_model(model, processor, scenes)
+    expected = plain_confusion(scenes, NUM_CLASSES, through(model, processor))
+    assert np.count_nonzero(expected.sum(0)) > 3  # several classes are predicted
+    assert np.array_equal(result["confusion_matrix"], expected)
+    hits = np.diag(expected)
+    union = expected.sum(0) + expected.sum(1) - hits
+    assert result["mIoU"] == pytest.approx((hits[union > 0] / union[union > 0]).mean(), abs=1e-12)
+    assert result["aAcc"] == pytest.approx(hits.sum() / expected.sum(), abs=1e-12)
+    assert result["num_images"] == NUM_IMAGES
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"streaming": True}], ids=["workers", "streaming"])
+def test_reading_in_another_way_changes_nothing(model, processor, scenes_folder, scenes, options):
+    dataset = load_segmentation_data(scenes_folder, "val", streaming=options.pop("streaming", False))
+    result = evaluate_model(model, processor, dataset, **options)
+    expected = evaluate_model(model, processor, scenes)
+    assert np.array_equal(result["confusion_matrix"], expected["confusion_matrix"])
+    assert result["num_images"] == NUM_IMAGES
+
+
+def test_training_goes_on_as_if_there_had_been_no_evaluation(model, processor, scenes):
+    model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    frozen.eval()
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    weights = weights_digest(model)
+    evaluate_model(model, processor, scenes.take(1), workers=1)
+    evaluate_model(model, processor, scenes.take(1))
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    assert [module.training for module in model.modules()] == modes and True in modes and False in modes
+    assert torch.equal(before[0], after[0]) and before[1] == after[1] and np.array_equal(before[2], after[2])
+    assert weights_digest(model) == weights  # statistics of batch norms too
+    model.eval()
+
+
+def test_memory_does_not_grow_with_the_number_of_images(model, processor, scenes):
+    samples = []
+    alive = []
+
+    def on_sample(sample: Sample, prediction: np.ndarray) -> None:
+        samples.append(weakref.ref(sample))
+        alive.append(sum(reference() is not None for reference in samples))
+
+    evaluate_model(model, processor, scenes, on_sample=on_sample)
+    assert len(samples) == NUM_IMAGES and max(alive) <= 2
+
+
+def test_going_on_with_a_metric(model, processor, scenes):
+    whole = evaluate_model(model, processor, scenes)
+    metric = MeanIoU(NUM_CLASSES)
+    evaluate_model(model, processor, scenes.take(2), metric=metric)
+    steps = []
+    rest = evaluate_model(model, processor, scenes, metric=metric, start=2, progress=lambda *step: steps.append(step))
+    assert np.array_equal(rest["confusion_matrix"], whole["confusion_matrix"]) and rest["num_images"] == NUM_IMAGES
+    assert steps == [(3, 5), (4, 5), (5, 5)]
+
+
+def test_half_precision(model_folder, processor, scenes):
+    model = AutoModelForSemanticSegmentation.from_pretrained(model_folder, dtype=torch.bfloat16)
+    result = evaluate_model(model, processor, scenes.take(2))
+    expected = plain_confusion(
+        scenes.take(2),
+        NUM_CLASSES,
+        lambda photo, size: processor.post_process_semantic_segmentation(
+            model(**processor(images=photo, return_tensors="pt").to(torch.bfloat16)), target_sizes=[size]
+        )[0],
+    )
+    assert np.array_equal(result["confusion_matrix"], expected)
+
+
+def test_what_cannot_be_used_is_named(model, processor, tmp_path):
+    photo, label_map = render_scene(0, (40, 40))
+    photo.save(tmp_path / "fine.png")
+    Image.fromarray(label_map).save(tmp_path / "label.png")
+    Image.fromarray(label_map[:20]).save(tmp_path / "half.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "fine.png").read_bytes()[:500])
+
+    def dataset(image: str, label: str) -> Dataset:
+        features = Features(image=ImageFeature(), label=LabelImage.of(SCENE_LABELS))
+        return Dataset.from_dict(
+            {"image": [str(tmp_path / image)], "label": [str(tmp_path / label)]}, features=features
+        )
+
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
+        evaluate_model(model, processor, dataset("broken.png", "label.png"))
+    with pytest.raises(ValueError, match=r"fine\.png: it is 40x40, but its label map 40x20"):
+        evaluate_model(model, processor, dataset("fine.png", "half.png"))
+    with pytest.raises(ValueError, match=r"fine\.png: expected classes 0 to 2, .* got label"):
+        evaluate_model(model, processor, dataset("fine.png", "label.png"), metric=MeanIoU(3))
+    with pytest.raises(ValueError, match="the data set is empty"):
+        evaluate_model(model, processor, dataset("fine.png", "label.png").select([]))
+
+
+def test_a_photo_that_is_not_rgb(model, processor, tmp_path):
+    gray = render_scene(0, (40, 40))[0].convert("L")
+    gray.save(tmp_path / "gray.png")
+    Image.new("L", (40, 40)).save(tmp_path / "label.png")
+    features = Features(image=ImageFeature(), label=LabelImage.of(SCENE_LABELS))
+    paths = {name: [str(tmp_path / f"{file}.png")] for name, file in (("image", "gray"), ("label", "label"))}
+    samples = []
+    evaluate_model(
+        model,
+        processor,
+        Dataset.from_dict(paths, features=features),
+        on_sample=lambda sample, prediction: samples.append((sample, prediction)),
+    )
+    sample, prediction = samples[0]
+    assert np.array_equal(np.asarray(sample.photo), np.repeat(np.asarray(gray)[..., None], 3, axis=2))
+    assert np.array_equal(prediction, through(model, processor)(gray, (40, 40)))
+
+
+# -- models of others, and those that classify masks -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def five(scenes, tmp_path_factory) -> Dataset:
+    """The scenes as if they had the five classes of `tests.semantic_models`, and nothing elsewhere; images without
+    names."""
+    path = tmp_path_factory.mktemp("five") / "classes.json"
+    path.write_text(json.dumps({"title": "five classes", "classes": list(LABELS.values())}))
+    ids = [Image.fromarray(np.where(np.asarray(row) < 5, row, 255).astype(np.uint8)) for row in scenes["label"]]
+    features = Features(image=ImageFeature(), label=ImageFeature())
+    plain = Dataset.from_dict({"image": scenes["image"][:], "label": ids}, features=features)
+    return load_segmentation_data(plain, labels=path)
+
+
+@pytest.mark.parametrize("offset_learning", [False, True])
+def test_models_of_transformers(five, offset_learning):
+    model = transformers_model("segformer")
+    if offset_learning:
+        model = apply_offset_learning(model).eval()
+    processor = SegformerImageProcessorPil(size={"height": 64, "width": 64})
+    result = evaluate_model(model, processor, five)
+    expected = plain_confusion(five, 5, through(model, processor))
+    assert np.array_equal(result["confusion_matrix"], expected) and expected.sum() > 0
+    # With fixed sizes scales are relative to these.
+    sizes = [view["pixel_values"].shape[2:] for view in prepare(five[0]["image"], processor, (0.5, 1.0, 1.25))]
+    assert sizes == [(32, 32), (64, 64), (80, 80)]
+    assert evaluate_model(model, processor, five.take(1), scales=(0.5, 1.0), flip=True)["num_images"] == 1
+
+
+def test_no_part_of_a_photo_is_cropped_away():
+    """MobileViT's processor cuts out the centre, and post-processing stretches its label map over the whole photo."""
+    processor = MobileViTImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    photo = render_scene(0, (128, 64))[0]
+    assert processor(images=photo, return_tensors="pt")["pixel_values"].shape[2:] == (64, 64)
+    assert prepare(photo, processor)[0]["pixel_values"].shape[2:] == (64, 128)
+
+
+def test_mask2former(five):
+    torch.manual_seed(0)
+    config = OffsetMask2FormerConfig(
+        backbone_config={
+            "model_type": "swin",
+            "image_size": 64,
+            "embed_dim": 16,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 1, 2, 2],
+            "window_size": 4,
+            "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        },
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_layers=1,
+        decoder_layers=4,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        num_attention_heads=2,
+        num_queries=6,
+        num_labels=5,
+    )
+    model = OffsetMask2FormerForUniversalSegmentation(config).eval()
+    processor = OffsetMask2FormerImageProcessor(size={"shortest_edge": 60, "longest_edge": 120})
+    result = evaluate_model(model, processor, five.take(3))
+    expected = plain_confusion(five.take(3), 5, through(model, processor))
+    assert np.array_equal(result["confusion_matrix"], expected) and expected.sum() > 0
+    augmented = evaluate_model(model, processor, five.take(1), scales=(0.75, 1.0), flip=True)
+    assert augmented["num_images"] == 1 and augmented["confusion_matrix"].sum() == expected_pixels(five)
+
+
+def expected_pixels(dataset: Dataset) -> int:
+    return int((np.asarray(dataset[0]["label"]) != 255).sum())
+
+
+# -- test-time augmentation ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def plain_augmented_scores(
+    model, photo: Image.Image, scales, flips, window: int, stride: int, divisor: int
+) -> torch.Tensor:
+    """As the official pipeline does it: resize, flip, normalise, pad, windows; crop, flip back, resize, softmax."""
+    image = np.asarray(photo).transpose(2, 0, 1)
+    height, width = image.shape[1:]
+    total, count = 0, 0
+    for scale in scales:
+        short, long = sorted((int(height * scale + 0.5), int(width * scale + 0.5)))
+        resized = resize_bilinear(image, *keep_ratio_size(height, width, short, long))
+        for flip in flips:
+            view = resized[..., ::-1] if flip else resized
+            values = (view - IMAGENET["mean"][:, None, None]) / IMAGENET["std"][:, None, None]
+            new_height, new_width = view.shape[1:]
+            padding = (0, -new_width % divisor, 0, -new_height % divisor)
+            pixel_values = F.pad(torch.tensor(values, dtype=torch.float32)[None], padding)
+            canvas = torch.zeros(NUM_CLASSES, *pixel_values.shape[2:])
+            seen = torch.zeros(pixel_values.shape[2:])
+            for top, left, bottom, right in sliding_windows(*pixel_values.shape[2:], window, stride).tolist():
+                logits = model(pixel_values[..., top:bottom, left:right]).logits
+                canvas[:, top:bottom, left:right] += F.interpolate(
+                    logits, size=(bottom - top, right - left), mode="bilinear"
+                )[0]
+                seen[top:bottom, left:right] += 1
+            logits = (canvas / seen)[None, :, :new_height, :new_width]
+            logits = logits.flip(-1) if flip else logits
+            total = total + F.interpolate(logits, size=(height, width), mode="bilinear")[0].softmax(0)
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("scales", "flip"),
+    [(OFFICIAL_SCALES, True), ((1.0,), True), ((0.5, 1.25), False)],
+    ids=["official", "flip", "scales"],
+)
+def test_augmentation_is_the_official_one(model, processor, scenes, scales, flip, monkeypatch):
+    monkeypatch.setattr("offseg_hf.evaluation.prediction.MAX_SOFTMAX_VALUES", 7 * NUM_CLASSES * 84)  # several bands
+    photo = scenes[1]["image"]
+    size = (photo.height, photo.width)
+    expected = plain_augmented_scores(model, photo, scales, (False, True)[: 1 + flip], 64, 48, 32)
+    with torch.no_grad():
+        label_map = predict(model, processor, prepare(photo, processor, scales), size, flip)
+    best = expected.topk(2, dim=0).values
+    sure = best[0] - best[1] > 1e-5
+    assert sure.float().mean() > 0.99
+    assert torch.equal(label_map[sure], expected.argmax(0)[sure])
+    plain = through(model, processor)(photo, size)
+    assert not torch.equal(plain, label_map)  # it makes a difference
+
+
+def test_augmentation_of_a_photo_too_small(processor):
+    with pytest.raises(ValueError, match="1x40 has no pixels left at scale 0.25"):
+        prepare(Image.new("RGB", (1, 40)), processor, (0.25,))
+
+
+# -- from names to files ---------------------------------------------------------------------------------------------
+
+
+def test_files(model_folder, scenes_folder, scenes, tmp_path):
+    steps = []
+    report = evaluate(
+        model_folder,
+        scenes_folder,
+        "val",
+        save_dir=tmp_path / "out",
+        overlays=True,
+        submission=True,
+        json_file=tmp_path / "card" / "result.json",
+        device="cpu",
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(i + 1, NUM_IMAGES) for i in range(NUM_IMAGES)]
+    stems = [f"{index:06d}.png" for index in range(NUM_IMAGES)]
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert found == sorted(
+        ["card/result.json", "out/evaluation.json", "out/confusion_matrix.png"]
+        + [f"out/{folder}/{stem}" for folder in ("overlays", "submission") for stem in stems]
+    )
+
+    segment = through(
+        AutoModelForSemanticSegmentation.from_pretrained(model_folder),
+        OffSegImageProcessor.from_pretrained(model_folder),
+    )
+    for stem, row in zip(stems, scenes):
+        size = (row["image"].height, row["image"].width)
+        with Image.open(tmp_path / "out" / "submission" / stem) as image:
+            assert np.array_equal(np.asarray(image), segment(row["image"], size))
+
+    for file in ("card/result.json", "out/evaluation.json"):
+        assert json.loads((tmp_path / file).read_text(), parse_constant=pytest.fail) == report
+    matrix = plain_confusion(scenes, NUM_CLASSES, segment)
+    assert report["metrics"]["aAcc"] == pytest.approx(np.trace(matrix) / matrix.sum(), abs=1e-6)
+    assert [row["name"] for row in report["classes"]] == list(NAMES)
+    assert [row["pixels"] for row in report["classes"]] == matrix.sum(1).tolist()
+    assert report["dataset"]["num_images"] == NUM_IMAGES and report["dataset"]["split"] == "val"
+    assert report["protocol"]["window_size"] == 64 and report["protocol"]["test_time_augmentation"] is None
+    assert report["environment"]["torch"] == torch.__version__
+
+
+def test_terminal(model_folder, scenes_folder, capsys):
+    report = evaluate(model_folder, scenes_folder, "val", limit=1, device="cpu", tta=True)
+    assert report["protocol"]["test_time_augmentation"] == {"scales": list(OFFICIAL_SCALES), "flip": True}
+    assert report["dataset"]["num_images"] == 1
+    from rich.console import Console
+
+    Console(width=100).print(result_table(report))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.strip().startswith(name) for line in lines) for name in (*NAMES, "mean"))
+    sky = next(line for line in lines if line.strip().startswith("sky"))
+    assert f"{100 * report['classes'][0]['Acc']:.2f}" in sky
+    assert f"mIoU {100 * report['metrics']['mIoU']:.2f}" in result_line(report)
+
+
+def test_what_exists_is_kept(model_folder, scenes_folder, tmp_path):
+    (tmp_path / "result.json").write_text("mine")
+    options = {"json_file": tmp_path / "result.json", "limit": 1, "device": "cpu"}
+    with pytest.raises(ValueError, match="result.json exists and is kept"):
+        evaluate("no/such-model", scenes_folder, "val", **options)  # said before anything is loaded
+    assert (tmp_path / "result.json").read_text() == "mine"
+    evaluate(model_folder, scenes_folder, "val", overwrite=True, **options)
+    assert json.loads((tmp_path / "result.json").read_text())["dataset"]["num_images"] == 1
+    with pytest.raises(ValueError, match="need a folder: pass save_dir"):
+        evaluate(model_folder, scenes_folder, "val", submission=True)
+
+
+def test_an_interrupted_evaluation_goes_on(model_folder, scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "SECONDS_BETWEEN_SAVES", 0)
+    options = {"save_dir": tmp_path / "out", "submission": True, "device": "cpu"}
+
+    def stop_after_three(done: int, total: int | None) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_folder, scenes_folder, "val", progress=stop_after_three, **options)
+    assert len(list((tmp_path / "out" / "submission").iterdir())) == 3
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+    steps = []
+    report = evaluate(model_folder, scenes_folder, "val", progress=lambda done, total: steps.append(done), **options)
+    assert steps == [4, 5]
+    whole = evaluate(model_folder, scenes_folder, "val", device="cpu")
+    assert report["metrics"] == whole["metrics"] and report["classes"] == whole["classes"]
+    assert len(list((tmp_path / "out" / "submission").iterdir())) == NUM_IMAGES
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_another_evaluation_does_not_go_on_there(model_folder, scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "SECONDS_BETWEEN_SAVES", 0)
+    options = {"save_dir": tmp_path, "device": "cpu"}
+
+    def stop(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_folder, scenes_folder, "val", progress=stop, **options)
+    state = next(tmp_path.glob(".evaluation-*.pt"))
+    report = evaluate(model_folder, scenes_folder, "val", limit=2, **options)
+    assert report["dataset"]["num_images"] == 2 and sum(row["pixels"] for row in report["classes"]) < 2 * 94 * 60
+    state.write_bytes(b"half a file")  # of another program: these appear whole
+    report = evaluate(model_folder, scenes_folder, "val", overwrite=True, **options)
+    assert report["dataset"]["num_images"] == NUM_IMAGES
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(OSError, match="disk full"), whole_file(tmp_path / "a.txt") as path:
+        path.write_text("ne")
+        raise OSError("disk full")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_classes_that_do_not_agree():
+    check_classes(NAMES, NAMES, "model", "data")
+    check_classes(["traffic light", "Bed "], ["traffic-light", "bed"], "model", "data")
+    check_classes(["LABEL_0", "LABEL_1"], ["sky", "road"], "model", "data")
+    check_classes(["a", "b"], ["sky", "road"], "model", "data", check_names=False)
+    with pytest.raises(ValueError, match="model has 10 classes, data has 2: evaluate the model on data with"):
+        check_classes(NAMES, ["sky", "road"], "model", "data", check_names=False)
+    with pytest.raises(ValueError, match=r"class 1 is 'tree' in model, but 'road' in data \(1 of 2 classes differ\)"):
+        check_classes(["sky", "tree"], ["sky", "road"], "model", "data")
+    with pytest.raises(ValueError, match="the same classes in another order"):
+        check_classes(["sky", "road"], ["road", "sky"], "model", "data")
+
+
+def test_the_split_is_named(model_folder, scenes):
+    data = DatasetDict(train=scenes, validation=scenes)
+    with pytest.raises(ValueError, match="expected the split to evaluate on, got None: there are train, validation"):
+        evaluate(model_folder, data, None, device="cpu")
+    assert evaluate(model_folder, data, "val", device="cpu", limit=1)["dataset"]["split"] == "val"
+
+
+def test_classes_are_compared_before_anything_is_computed(model_folder, five, tmp_path):
+    with pytest.raises(ValueError, match="has 10 classes, five classes has 5: "):
+        evaluate(model_folder, five, None, save_dir=tmp_path / "out", device="cpu")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("name", "expected"), [("ade", [1, 3, 150]), ("cityscapes", [7, 11, 33])])
+def test_submission_has_the_values_of_the_published_annotations(name, expected):
+    labels = LABEL_SETS[name]
+    prediction = np.array([[0, 2, len(labels) - 1]])
+    image = submission_image(prediction, labels)
+    assert image.mode == "L" and np.asarray(image).tolist() == [expected]
+
+
+def test_names_of_files():
+    assert file_stems(["a/x.jpg", "b/y.png", "b/X.png", "sample 3"]) == ["x_0", "y", "X_2", "sample 3"]
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_confusion_matrix_shows_shares_of_rows():
+    names = [f"class {index}" for index in range(40)]  # no numbers in cells this small
+    matrix = np.zeros((40, 40), np.int64)
+    matrix[0, 0], matrix[1, 2], matrix[2, 0], matrix[2, 2] = 5, 700, 1, 3
+    picture = draw_confusion_matrix(matrix, names)
+    assert np.array_equal(picture, draw_confusion_matrix(matrix * [[3]] * 40, names))
+    cell = 24
+    left, top = picture.width - 12 - 40 * cell, picture.height - 12 - 40 * cell
+    pixels = np.asarray(picture)[top + cell // 2 :: cell, left + cell // 2 :: cell][:40, :40].astype(int)
+    full, white, absent = (8, 48, 107), (255, 255, 255), (236, 236, 236)
+    assert [tuple(pixels[place]) for place in ((0, 0), (1, 2), (1, 1), (3, 3))] == [full, full, white, absent]
+    assert white > tuple(pixels[2, 0]) > tuple(pixels[2, 2]) > full
+
+
+def test_comparison():
+    photo, label = render_scene(1, (320, 200))
+    label[:50] = 255
+    prediction = np.where(label == 255, 0, label)
+    picture = draw_comparison(photo, label, prediction, NAMES, SCENE_LABELS.palette)
+    wrong = draw_comparison(photo, label, (prediction + 1) % NUM_CLASSES, NAMES, SCENE_LABELS.palette)
+    first, second = (np.asarray(image).astype(int)[:24] for image in (picture, wrong))
+    assert np.array_equal(first[:, :320], second[:, :320]) and not np.array_equal(first, second)  # the captions
+    pixels = np.asarray(picture)[24 : 24 + 200]
+    assert np.array_equal(pixels[:50, :320], np.asarray(photo)[:50])  # not annotated
+    assert np.array_equal(pixels[50:, :320], pixels[50:, 328 : 328 + 320])
+    draw_comparison(photo, np.full_like(label, 255), prediction, NAMES, SCENE_LABELS.palette)
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_count_what_one_counts(model_folder, scenes_folder, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        "from offseg_hf.evaluation import evaluate\n"
+        "report = evaluate(sys.argv[1], sys.argv[2], 'val', save_dir=sys.argv[3], submission=True)\n"
+        "print('MAIN' if report else 'OTHER')\n"
+    )
+    # torchrun, as `accelerate launch --cpu` starts one process only, unless MPI is installed.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, str(script), str(model_folder), str(scenes_folder), str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.split()) == ["MAIN", "OTHER"]
+    two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    assert two["environment"]["processes"] == 2
+    one = evaluate(model_folder, scenes_folder, "val", save_dir=tmp_path / "one", submission=True, device="cpu")
+    assert two["metrics"] == one["metrics"] and two["classes"] == one["classes"]
+    assert two["dataset"]["num_images"] == NUM_IMAGES  # odd: none is counted twice to make it even
+    for path in (tmp_path / "one" / "submission").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / "submission" / path.name).read_bytes()
+    assert (tmp_path / "one" / "confusion_matrix.png").read_bytes() == (
+        tmp_path / "two" / "confusion_matrix.png"
+    ).read_bytes()
