@@ -23,7 +23,7 @@ demo: $(VENV)/installed  ## Build an OffSeg-T, save it, reload it through pipeli
 
 .PHONY: test
 test: lint $(VENV)/timm/installed  ## Lint and test, all but the slow tests
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: test-slow
 test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole models

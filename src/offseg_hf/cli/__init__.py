@@ -107,6 +107,43 @@ def segment(
 
 
 @command(app)
+def train(
+    config: Annotated[str, typer.Option(help="A recipe: a file, or the name of a preset.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace the recipe's, as data.source=photos.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and log; runs/NAME by default.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="auto: from the newest checkpoint in the output; or a checkpoint's folder.")
+    ] = None,
+) -> None:
+    """Train a model by a recipe.
+
+    The same under `accelerate launch` (scripts/train.py) trains in several processes. SIGINT and SIGTERM end it with a
+    checkpoint; `--resume auto` goes on as if nothing had happened.
+    """
+    from offseg_hf.training.recipe import load_recipe
+
+    recipe = load_recipe(config, settings or [])  # a mistake in it is an error before torch is imported
+
+    from offseg_hf.training.loop import train as train_by_recipe
+
+    quiet_libraries()
+    train_by_recipe(recipe, output or Path("runs", Path(config).stem), resume)
+
+
+@command(app)
+def recipe(
+    name: Annotated[str, typer.Argument(help="A file, or the name of a preset.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace the recipe's.")] = None,
+) -> None:
+    """Print a recipe as YAML, with all that it inherits."""
+    from offseg_hf.training.recipe import load_recipe
+
+    stdout.print(load_recipe(name, settings or []).dump(), end="")
+
+
+@command(app)
 def evaluate(
     model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
     dataset: Annotated[str, typer.Option(help="Folder of a data set, or its name on the Hub.")],

@@ -21,9 +21,9 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
         def run(*args, **kwargs) -> None:
             try:
                 function(*args, **kwargs)
-            except KeyboardInterrupt:
-                stderr.print("interrupted")
-                raise typer.Exit(130) from None
+            except KeyboardInterrupt as error:  # or a kind of it that knows more
+                stderr.print(str(error) or "interrupted")
+                raise typer.Exit(getattr(error, "exit_code", 130)) from None
             except Exception as error:
                 if isinstance(error, typer.Exit) or os.environ.get("OFFSEG_DEBUG"):
                     raise

@@ -1,0 +1,180 @@
+"""Checkpoints: folders that are whole or absent, whenever the process that writes them is killed.
+
+A checkpoint is written under a name of its own (`.last.partial`), renamed when it is complete and on the disk
+(`.last.new`), and takes the place of the one before by two more renames. A kill in between leaves at most what
+`finish_replacing` puts in order, from the names alone.
+
+A checkpoint is a model's folder, as `from_pretrained` and `pipeline` read it, and beside it `training_state.pt`, all
+that the training goes on from.
+"""
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+
+
+STATE_FILE = "training_state.pt"
+CHECKPOINTS = ("last", "best")
+# Of a recipe, what makes no difference to the weights, but for rounding.
+FREE_TO_CHANGE = {
+    "name",
+    "data.source",
+    "data.num_workers",
+    "training.device_batch_size",
+    "training.evaluation_interval",
+    "training.checkpoint_interval",
+    "training.log_interval",
+    "training.report_to",
+}
+
+
+def save_checkpoint(
+    folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, state: dict[str, Any]
+) -> None:
+    """Write a checkpoint in the place of the one at `folder`, if there is one; `state` is of tensors and plain values.
+
+    Raises OSError if it cannot be written, and then leaves the one before as it was.
+    """
+    with replacing(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        torch.save(state, partial / STATE_FILE)
+
+
+@contextmanager
+def exclusive(output: Path) -> Iterator[None]:
+    """The folder of a training for this process alone, until it ends in whatever way; OSError if another has it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: workers do not inherit it
+        except ModuleNotFoundError:  # not on Windows
+            pass
+        except BlockingIOError:
+            raise OSError(f"{output}: another process trains into it; wait for it, or name another output") from None
+        yield
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; raises ValueError or OSError if there is none that can be read."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: expected a checkpoint to resume from, got no {STATE_FILE} in it")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: expected the state of a training, got a file that cannot be read: {reason}"
+        ) from error
+
+
+def find_resumable(output: Path, resume: str | Path | None) -> Path | None:
+    """The checkpoint to go on from in a training into `output`; None to begin one.
+
+    resume: "auto" for the newest in `output`, if there is one; the folder of a checkpoint, or one that holds some;
+        None if `output` should hold none (FileExistsError).
+    """
+    for name in CHECKPOINTS:
+        finish_replacing(output / name)
+    own = find_checkpoints(output)
+    if resume is None and own:
+        raise FileExistsError(
+            f"{output}: expected a folder without a training, got one with {own[0].name}/; go on with it by resume "
+            '"auto" (--resume auto), or name another output'
+        )
+    if resume is None or resume == "auto":
+        return own[0] if own else None
+    resume = Path(resume)
+    found = [resume] if (resume / STATE_FILE).is_file() else find_checkpoints(resume)
+    if not found:
+        raise FileNotFoundError(f"{resume}: expected a checkpoint to resume from, got no {STATE_FILE} there")
+    if own and found[0].resolve() not in [folder.resolve() for folder in own]:
+        raise FileExistsError(
+            f"{output}: expected to go on from its own {own[0].name}/, got {resume}; name another output"
+        )
+    return found[0]
+
+
+def find_checkpoints(output: Path) -> list[Path]:
+    """The checkpoints in the folder of a training, the newest first; `last` before `best` if they are of one age."""
+    folders = [output / name for name in CHECKPOINTS if (output / name / STATE_FILE).is_file()]
+    return sorted(folders, key=lambda folder: -load_state(folder)["progress"]["iteration"])
+
+
+def require_same_recipe(recipe: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ValueError if a training by `recipe` would not go on with that of `saved`, but be another one."""
+    recipe, saved = _flat(recipe), _flat(saved)
+    changes = [
+        f"{key}={saved.get(key)!r} (now {recipe.get(key)!r})"
+        for key in {**saved, **recipe}
+        if key not in FREE_TO_CHANGE and recipe.get(key) != saved.get(key)
+    ]
+    if changes:
+        raise ValueError(
+            f"{checkpoint}: expected the recipe that it was trained by, with {', '.join(changes)}; give these values, "
+            f"or begin a training in another folder from its weights (model.checkpoint={checkpoint} model.preset=null)"
+        )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """{"training": {"seed": 0}} -> {"training.seed": 0}."""
+    flat = {}
+    for key, value in values.items():
+        inner = _flat(value) if isinstance(value, dict) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": item for name, item in inner.items()}
+    return flat
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when the block ends without an exception."""
+    finish_replacing(folder)
+    partial, new, _ = _names(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.rename(new)
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Do what is left of a replacement, after a kill too: what was not complete goes, what was takes its place."""
+    partial, new, old = _names(folder)
+    if new.exists():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        new.rename(folder)
+        _flush(folder.parent)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _names(folder: Path) -> tuple[Path, Path, Path]:
+    """A replacement that is being written, one that is complete, and what was there before."""
+    partial, new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "new", "old"))
+    return partial, new, old
+
+
+def _flush(path: Path) -> None:
+    """Until it is on the disk, what was written does not survive a failure of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

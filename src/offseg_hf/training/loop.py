@@ -1,0 +1,354 @@
+"""The training loop: iterations over an endless stream of samples, on any number of processes, that can be resumed.
+
+What an iteration does is a function of the weights, the optimizer's moments, the recipe and the number of the
+iteration: its samples, its learning rate and its random numbers follow from the last two. So a training that was
+killed anywhere goes on from its last checkpoint as if it had not been.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from offseg_hf.conversion import load_pretrained
+from offseg_hf.data.datasets import label_set_of, sample_name
+from offseg_hf.data.training_set import TrainingSampler, TrainingSet
+from offseg_hf.evaluation import evaluate_model
+from offseg_hf.training.build import (
+    build_model,
+    device_batch_size,
+    load_split,
+    model_inputs,
+    require_same_normalization,
+    synchronize_batch_norms,
+    training_loader,
+)
+from offseg_hf.training.checkpoint import exclusive, find_resumable, load_state, require_same_recipe, save_checkpoint
+from offseg_hf.training.interruption import Interruption, TrainingInterrupted
+from offseg_hf.training.log import LOG_FILE, Display, JsonLines, check_tracker, start_trackers
+from offseg_hf.training.optimization import build_optimizer, learning_rate_factor, set_learning_rates
+from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.state import Progress, WeightAverage, seed_generators
+
+
+RECIPE_FILE = "recipe.yaml"
+INITIALIZATION, ITERATION = range(2)  # what random numbers are drawn for
+
+
+class NonFiniteError(FloatingPointError, ValueError):
+    """A loss or a gradient is no finite number."""
+
+
+def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) -> Progress:
+    """Train by a recipe, into a folder: `last/` and `best/` (by mIoU), `log.jsonl` and `recipe.yaml`.
+
+    The checkpoints are models for `from_pretrained` and `pipeline`, with the state of the training beside them.
+    resume: "auto" to go on from the newest checkpoint in `output`, if there is one, or a checkpoint's folder.
+
+    Runs alone or under `accelerate launch`, in every process. SIGINT and SIGTERM end it after the current iteration:
+    `last/` is written and TrainingInterrupted raised. Raises NonFiniteError for a loss or gradients that are no finite
+    numbers, ValueError for a recipe that does not fit data, processes or checkpoint, and FileExistsError if `output`
+    holds a training that is not to be resumed.
+    """
+    with Interruption() as interruption, ExitStack() as stack:
+        with interruption.breakable("before the first iteration"):
+            run = TrainingRun(recipe, Path(output), resume, interruption, stack)
+        return run.run()
+
+
+class TrainingRun:
+    """One process's part of a training, set up to run; what it opens is closed by `stack`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        resume: str | Path | None,
+        interruption: Interruption,
+        stack: ExitStack,
+    ):
+        settings = recipe.training
+        self.recipe, self.output, self.interruption = recipe, output, interruption
+        check_tracker(settings.report_to)
+        tracker = None if settings.report_to == "none" else settings.report_to
+        self.accelerator = accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=output
+        )
+        torch.backends.cudnn.benchmark = True  # all crops are of one size
+        self.batch_size = device_batch_size(recipe, accelerator.num_processes)
+        self.accumulation = settings.batch_size // accelerator.num_processes // self.batch_size
+
+        if accelerator.is_main_process:
+            stack.enter_context(exclusive(output))
+        self.checkpoint = self._choose_checkpoint(resume)
+        state = None if self.checkpoint is None else load_state(self.checkpoint)
+        if state is not None:
+            require_same_recipe(recipe.to_dict(), state["recipe"], self.checkpoint)
+        self.progress = Progress() if state is None else Progress(**state["progress"])
+        self.saved = replace(self.progress)  # as it was in the checkpoint
+
+        self._load_data()
+        self._build_model(state)
+        self._load_batches(stack)
+        self._open_log(stack)
+
+    # -- set up ------------------------------------------------------------------------------------------------------
+
+    def _choose_checkpoint(self, resume: str | Path | None) -> Path | None:
+        with self.accelerator.main_process_first():  # it puts in order what a kill has left
+            return find_resumable(self.output, resume)
+
+    def _load_data(self) -> None:
+        self.train_data = load_split(self.recipe, self.recipe.data.train_split)
+        self.validation_data = load_split(self.recipe, self.recipe.data.validation_split)
+        self.labels = label_set_of(self.train_data)
+        if label_set_of(self.validation_data).names != self.labels.names:
+            raise ValueError("expected one list of classes in training and validation data, got two different ones")
+
+    def _build_model(self, state: dict | None) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
+        seed_generators(recipe.training.seed, INITIALIZATION)
+        model, self.processor = build_model(recipe, self.labels)
+        if state is None and recipe.model.pretrained is not None:
+            load_pretrained(model, recipe.model.pretrained)
+        if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+            model = synchronize_batch_norms(model)
+        model.to(accelerator.device)
+        decay = recipe.training.ema_decay
+        self.average = None if decay is None else WeightAverage(model, decay)
+        self.model = model.train()
+        self.takes_masks = "mask_labels" in inspect.signature(type(model).forward).parameters
+        self.wrapped_model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        if state is not None:
+            self._load_state(state)
+
+    def _load_batches(self, stack: ExitStack) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
+        seed = recipe.training.seed
+        require_same_normalization(recipe.augmentation, self.processor)
+        self.sampler = TrainingSampler(
+            len(self.train_data),
+            seed,
+            self.progress.iteration * recipe.training.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = training_loader(
+            TrainingSet(self.train_data, recipe.augmentation, seed),
+            self.sampler,
+            self.batch_size,
+            recipe.data.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        self.batches = iter(loader)
+        if recipe.data.num_workers:
+            stack.callback(self.batches._shutdown_workers)
+
+    def _open_log(self, stack: ExitStack) -> None:
+        progress, is_main = self.progress, self.accelerator.is_main_process
+        self.display = Display(self.recipe.schedule.iterations, progress.iteration, is_shown=is_main)
+        if is_main:
+            (self.output / RECIPE_FILE).write_text(self.recipe.dump(), encoding="utf-8")
+            self.log = JsonLines(self.output / LOG_FILE, keep=progress.includes)
+            stack.callback(self.log.close)
+        start_trackers(self.accelerator, self.recipe)
+        stack.callback(self.accelerator.end_training)
+        stack.enter_context(self.display)
+        number = self.accelerator.num_processes
+        parts = f"{number} process{'es' if number > 1 else ''} on {self.accelerator.device.type}"
+        self.display.say(f"{self.recipe.name}: {self.recipe.training.batch_size} samples per iteration, {parts}")
+        if self.checkpoint is not None:
+            self.display.say(f"going on from {self.checkpoint}, iteration {progress.iteration}")
+        self.started, self.seconds = (time.perf_counter(), progress.iteration), 0.0
+
+    def _load_state(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    # -- run ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Progress:
+        progress, settings = self.progress, self.recipe.training
+        signal = 0
+        while True:
+            is_done = progress.iteration == self.recipe.schedule.iterations
+            to_evaluate = progress.evaluated < progress.iteration and (
+                is_done or self._is_due(settings.evaluation_interval)
+            )
+            if signal or is_done or to_evaluate or self._is_due(settings.checkpoint_interval):
+                self._save()
+            if signal:
+                raise TrainingInterrupted(signal, self._how_to_go_on())
+            if to_evaluate:
+                self._evaluate()
+            if is_done:
+                return progress
+            signal = self._step()
+
+    def _is_due(self, interval: int) -> bool:
+        return self.progress.iteration > 0 and self.progress.iteration % interval == 0
+
+    def _step(self) -> int:
+        """An iteration; returns the signal that any of the processes got during it, or 0."""
+        begin = time.perf_counter()
+        accelerator, progress, settings = self.accelerator, self.progress, self.recipe.training
+        seed_generators(settings.seed, ITERATION, progress.iteration, accelerator.process_index)
+        set_learning_rates(self.optimizer, progress.iteration, self.recipe.schedule)
+        losses = [self._backward(is_last=step == self.accumulation - 1) for step in range(self.accumulation)]
+        norm = self._clip_gradients()
+        # One message to all processes and one wait for the device: losses, what might be wrong with them, signals.
+        signal = losses[0].new_tensor(self.interruption.signal)
+        rows = accelerator.gather(torch.stack([*losses, norm, signal])[None]).tolist()  # (processes, losses + 2)
+        self._require_finite(rows)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        progress.iteration += 1
+        if self.average is not None:
+            self.average.update(self.model, progress.iteration)
+        progress.loss_sum += sum(loss for *row, _, _ in rows for loss in row) / (len(rows) * self.accumulation)
+        progress.loss_count += 1
+        self.seconds += time.perf_counter() - begin
+        self.display.advance()
+        if self._is_due(settings.log_interval):
+            self._log_training(norm=rows[0][-2])
+        return int(max(row[-1] for row in rows))
+
+    def _backward(self, is_last: bool) -> Tensor:
+        """The gradients of one batch on this device; processes exchange them after the last. Returns the loss."""
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in self._next_batch()}
+        inputs = model_inputs(batch, self.takes_masks, self.labels.ignore_index)
+        with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped_model):
+            loss = self.wrapped_model(**inputs).loss
+            self.accelerator.backward(loss / self.accumulation)
+        return loss.detach().float().reshape(())
+
+    def _next_batch(self) -> Iterable[tuple[str, Tensor]]:
+        try:
+            return next(self.batches).items()
+        except ValueError as error:  # of a worker's the message is a traceback, which ends with what was wrong
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip the gradients, if the recipe says so; returns their norm before that."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        max_norm = self.recipe.optimizer.max_gradient_norm
+        if max_norm is not None:
+            return self.accelerator.clip_grad_norm_(parameters, max_norm)
+        self.accelerator.unscale_gradients()
+        return nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+
+    def _require_finite(self, rows: list[list[float]]) -> None:
+        """Raise NonFiniteError if a loss or the gradients' norm is no finite number, before the weights take it in."""
+        for process, (*losses, _, _) in enumerate(rows):
+            for step, loss in enumerate(losses):
+                if not math.isfinite(loss):
+                    raise NonFiniteError(self._what_went_wrong(f"the loss is {loss}", self._names(process, [step])))
+        norm = rows[0][-2]
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler looks for a scale without overflow
+            names = [name for process in range(len(rows)) for name in self._names(process, range(self.accumulation))]
+            raise NonFiniteError(self._what_went_wrong(f"the norm of the gradients is {norm}", names))
+
+    def _names(self, process: int, steps: Iterable[int]) -> list[str]:
+        """The files of the samples that a process took in some steps of the accumulation of this iteration."""
+        first = self.progress.iteration * self.recipe.training.batch_size + process
+        places = [step * self.batch_size + index for step in steps for index in range(self.batch_size)]
+        keys = [self.sampler.key(first + place * self.accelerator.num_processes) for place in places]
+        return [f"{sample_name(self.train_data, index)} (epoch {epoch}, index {index})" for epoch, index in keys]
+
+    def _what_went_wrong(self, problem: str, names: list[str]) -> str:
+        if self.checkpoint is None:
+            way_back = "There is no checkpoint before it"
+        else:
+            way_back = f"The last good checkpoint is {self.checkpoint}, of iteration {self.saved.iteration}"
+        return (
+            f"{problem} in iteration {self.progress.iteration}, of {', '.join(names)}: stopped before the weights "
+            f"changed. {way_back}; look at these samples, or lower optimizer.learning_rate"
+        )
+
+    def _how_to_go_on(self) -> str:
+        done = f"after iteration {self.progress.iteration} of {self.recipe.schedule.iterations}"
+        return f"{done}, which is in {self.checkpoint}; the same command with --resume auto goes on"
+
+    # -- save, evaluate, report --------------------------------------------------------------------------------------
+
+    def _save(self, name: str = "last") -> None:
+        """Write a checkpoint; `last` only if what is there is not of this moment."""
+        folder = self.output / name
+        if name == "last" and self.checkpoint == folder and self.saved == self.progress:
+            return
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "progress": asdict(self.progress),
+                "recipe": self.recipe.to_dict(),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.model.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            save_checkpoint(folder, self._best_weights(), self.processor, state)
+        self.accelerator.wait_for_everyone()
+        if name == "last":
+            self.checkpoint, self.saved = folder, replace(self.progress)
+
+    def _best_weights(self) -> PreTrainedModel:
+        """What is evaluated and given to users: the averaged weights, if there are any."""
+        return self.model if self.average is None else self.average.model
+
+    def _evaluate(self) -> None:
+        progress, begin = self.progress, time.perf_counter()
+        with self.interruption.breakable(self._how_to_go_on()):
+            result = evaluate_model(
+                self._best_weights(),
+                self.processor,
+                self.validation_data,
+                accelerator=self.accelerator,
+                workers=self.recipe.data.num_workers,
+                progress=self.display.evaluating,
+            )
+        seconds = time.perf_counter() - begin
+        score = result["mIoU"]
+        is_best = progress.best_score is None or score > progress.best_score
+        progress.evaluated = progress.iteration
+        if is_best:
+            progress.best_score, progress.best_iteration = score, progress.iteration
+        line = {name: result[name] for name in ("mIoU", "mAcc", "aAcc")}
+        self._log({"iteration": progress.iteration, **line, "seconds": seconds})
+        best = "the best so far" if is_best else f"best {progress.best_score:.4f} at {progress.best_iteration}"
+        self.display.say(f"iteration {progress.iteration}: mIoU {score:.4f}, {best}")
+        if is_best:
+            self._save("best")
+        self._save()
+
+    def _log_training(self, norm: float) -> None:
+        progress, settings = self.progress, self.recipe.training
+        factor = learning_rate_factor(progress.iteration - 1, self.recipe.schedule)
+        line = {
+            "iteration": progress.iteration,
+            "loss": progress.loss_sum / progress.loss_count,
+            "learning_rate": self.recipe.optimizer.learning_rate * factor,
+            "gradient_norm": norm,
+            "images_per_second": progress.loss_count * settings.batch_size / self.seconds,
+        }
+        progress.loss_sum, progress.loss_count, self.seconds = 0.0, 0, 0.0
+        self._log(line)
+        started, first = self.started
+        seconds_each = (time.perf_counter() - started) / (progress.iteration - first)
+        self.display.training(line, seconds_each * (self.recipe.schedule.iterations - progress.iteration))
+
+    def _log(self, line: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.log.write(line)
+        self.accelerator.log(line, step=self.progress.iteration)

@@ -1,0 +1,208 @@
+"""The training loop: what it learns, what it writes, and what stops it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from offseg_hf import OffsetMask2FormerForUniversalSegmentation
+from offseg_hf.data.training_set import TrainingSet
+from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.training.build import (
+    build_model,
+    load_split,
+    model_inputs,
+    require_same_normalization,
+    synchronize_batch_norms,
+)
+from offseg_hf.training.log import check_tracker
+from offseg_hf.training.recipe import Recipe, load_recipe
+from offseg_hf.training.state import WeightAverage, seed_generators
+from tests.training.tiny import RECIPE
+
+
+@pytest.fixture
+def recipe(processes, monkeypatch) -> Recipe:
+    monkeypatch.chdir(processes.folder)
+    return load_recipe("tiny.yaml")
+
+
+def log_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_learns(processes):
+    """The loss falls far below that of the first iterations, and what is saved is a model for anyone."""
+    output = processes.folder / "learned"
+    settings = ("optimizer.learning_rate=3e-3", "schedule.iterations=120", "schedule.warmup_iterations=10")
+    intervals = ("training.evaluation_interval=60", "training.checkpoint_interval=1000", "training.log_interval=10")
+    regular = ("training.ema_decay=null", "model.config.drop_path_rate=0", "augmentation.photometric=false")
+    messages = processes.run("--config", "tiny.yaml", "--output", output, *settings, *intervals, *regular)
+    losses = [line["loss"] for line in log_of(output) if "loss" in line]
+    assert len(losses) == 12
+    assert losses[0] > 1.8 and losses[-1] < 0.5 * losses[0]
+    scores = {line["iteration"]: line["mIoU"] for line in log_of(output) if "mIoU" in line}
+    assert scores.keys() == {60, 120}
+    assert max(scores.values()) > 0.15  # sky everywhere would be 0.05
+    assert f"{max(scores.values()):.4f}" in messages
+
+    assert AutoModelForSemanticSegmentation.from_pretrained(output / "last").config.id2label[0] == "sky"
+    segments = pipeline("image-segmentation", model=str(output / "best"))(
+        Image.open(next((processes.folder / "scenes" / "images" / "val").iterdir()))
+    )
+    assert "sky" in {segment["label"] for segment in segments}
+
+
+@pytest.mark.parametrize("interval, way_back", [(1000, "There is no checkpoint"), (1, "The last good checkpoint is")])
+def test_a_loss_that_is_no_number_stops_it(processes, tmp_path, interval, way_back):
+    training = processes.start(
+        "--config", "tiny.yaml", "--output", tmp_path, "optimizer.learning_rate=1e18",
+        f"training.checkpoint_interval={interval}", "training.evaluation_interval=1000",
+        "schedule.warmup_iterations=0",
+    )  # fmt: skip
+    assert training.wait() == 1
+    (message,) = re.findall(r"^error: .*", training.messages, re.MULTILINE)
+    found = re.search(
+        r"(the loss|the norm of the gradients) is (nan|inf) in iteration (\d+), of (.*): stopped", message
+    )
+    assert found and way_back in message
+    assert len(re.findall(r"\d{6}\.png \(epoch \d+, index \d+\)", found[4])) == 4
+    if interval == 1:
+        state = torch.load(tmp_path / "last" / "training_state.pt")
+        assert state["progress"]["iteration"] <= int(found[3])
+        assert f"{tmp_path}/last, of iteration {state['progress']['iteration']};" in message
+        assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    else:
+        assert not (tmp_path / "last").exists()
+
+
+def test_a_sample_that_cannot_be_used_is_named(processes, tmp_path):
+    data = tmp_path / "scenes"
+    shutil.copytree(processes.folder / "scenes", data)
+    for mask in (data / "masks" / "train").iterdir():
+        Image.new("L", (96, 64), 77).save(mask)
+    training = processes.start("--config", "tiny.yaml", "--output", tmp_path / "output", f"data.source={data}")
+    assert training.wait() == 1
+    assert re.search(r"^error: .*masks/train/\d{6}\.png.*77", training.messages, re.MULTILINE)
+    assert "Traceback" not in training.messages
+
+
+TINY_MASK2FORMER = {
+    "backbone_config": {
+        "model_type": "swin",
+        "image_size": 64,
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_feedforward_dim": 32,
+    "dim_feedforward": 32,
+    "num_attention_heads": 2,
+    "num_queries": 6,
+    "train_num_points": 64,
+}
+
+
+def test_mask2former_trains(processes, tmp_path):
+    recipe = tmp_path / "mask2former.yaml"
+    values = yaml.safe_load(RECIPE)
+    values["model"] = {"preset": "mask2former-swin-t-offset-ade", "config": TINY_MASK2FORMER}
+    values["schedule"] = {"iterations": 3}
+    values["optimizer"] |= {"max_gradient_norm": 0.01, "encoder_multiplier": 0.1}
+    recipe.write_text(yaml.safe_dump(values))
+    output = tmp_path / "output"
+    processes.run("--config", recipe, "--output", output)
+    lines = log_of(output)
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 3]
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines[:3])
+    model = AutoModelForUniversalSegmentation.from_pretrained(output / "last")
+    assert isinstance(model, OffsetMask2FormerForUniversalSegmentation)
+
+
+def test_trainer_of_transformers(recipe, tmp_path):
+    """The models train with it out of the box, on the same samples."""
+    data = load_split(recipe, "train")
+    model, _ = build_model(recipe, data.features["label"].label_set())
+    samples = TrainingSet(data, recipe.augmentation)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    arguments = TrainingArguments(
+        tmp_path, max_steps=3, per_device_train_batch_size=2, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=[samples[0, index] for index in range(6)])
+    assert trainer.train().training_loss < 4
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {"encoder.stem.conv1.conv.weight", "offset_learning.class_representation"} <= changed
+
+
+def test_batch_norms_over_processes_leave_fixed_ones_fixed():
+    block = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(FixedBatchNorm2d(4), nn.GroupNorm(2, 4))
+    )
+    keys = block.state_dict().keys()
+    types = [type(module) for module in synchronize_batch_norms(block).modules()]
+    assert types == [nn.Sequential, nn.Conv2d, nn.SyncBatchNorm, nn.Sequential, FixedBatchNorm2d, nn.GroupNorm]
+    assert block.state_dict().keys() == keys
+
+
+def test_models_of_masks_get_masks():
+    labels = torch.full((2, 8, 8), 255)
+    labels[0, :4], labels[0, 4:6] = 3, 1
+    inputs = model_inputs({"pixel_values": torch.zeros(2, 3, 8, 8), "labels": labels}, True, 255)
+    assert [classes.tolist() for classes in inputs["class_labels"]] == [[1, 3], []]
+    assert [tuple(masks.shape) for masks in inputs["mask_labels"]] == [(2, 8, 8), (0, 8, 8)]
+    assert inputs["mask_labels"][0].sum((1, 2)).tolist() == [16, 32]
+
+
+def test_averaged_weights_follow():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(model, decay=0.5)
+    start = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 1
+        model[1].running_mean += 3
+    average.update(model, iteration=1000)
+    torch.testing.assert_close(average.model[0].weight, start + 0.5)
+    torch.testing.assert_close(average.model[1].running_mean, model[1].running_mean)
+    average.update(model, iteration=0)  # at first it follows faster: 0.9 of the way
+    torch.testing.assert_close(average.model[0].weight, start + 0.95)
+
+
+def test_random_numbers_are_a_function_of_their_purpose():
+    def drawn(*key: int) -> float:
+        seed_generators(*key)
+        return torch.rand(1).item()
+
+    keys = [(0, 1, 5, 0), (0, 1, 5, 1), (0, 1, 6, 0), (1, 1, 5, 0), (0, 0)]
+    assert len({drawn(*key) for key in keys}) == len(keys)
+    assert drawn(0, 1, 5, 0) == drawn(0, 1, 5, 0)
+
+
+def test_what_does_not_fit_is_an_error(recipe, tmp_path):
+    with pytest.raises(ValueError, match="pip install trackio"):
+        check_tracker("trackio")
+    check_tracker("none")
+    _, processor = build_model(recipe, load_split(recipe, "train").features["label"].label_set())
+    require_same_normalization(recipe.augmentation, processor)
+    processor.image_mean = [0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match=r"augmentation.mean: expected what .* \[127.5"):
+        require_same_normalization(recipe.augmentation, processor)

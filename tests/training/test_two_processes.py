@@ -1,0 +1,126 @@
+"""Two processes compute what one computes: the global batch stays, and no sample counts twice."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.processes import ROOT, Trainings
+
+
+# Drop path draws other numbers in every process, and batch norms see the samples of one only (on CUDA, of all).
+ALIKE = (
+    "model.config.drop_path_rate=0",
+    "model.config.learn_batch_norm_statistics=false",
+    "data.num_workers=0",
+    "training.evaluation_interval=8",
+)
+
+
+def launch(processes: Trainings, number: int, *arguments: str) -> None:
+    """As `accelerate launch` does, but of processes that start at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    world = {
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    ranks = [
+        world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"} for rank in range(number)
+    ]
+    started = [processes.start("--config", "tiny.yaml", *ALIKE, *arguments, **rank) for rank in ranks]
+    assert [training.wait() for training in started] == [0] * number, [training.messages for training in started]
+    assert all("loss" not in training.messages for training in started[1:])
+
+
+def log_of(output: Path, name: str) -> dict[int, float]:
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return {line["iteration"]: line[name] for line in lines if name in line}
+
+
+@pytest.fixture(scope="module")
+def alone(processes) -> Path:
+    launch(processes, 1, "--output", "alone")
+    return processes.folder / "alone"
+
+
+def test_losses_are_the_same(processes, alone):
+    launch(processes, 2, "--output", "two")
+    launch(processes, 1, "--output", "accumulated", "training.device_batch_size=1")
+    for name in ("loss", "gradient_norm"):
+        expected = log_of(alone, name)
+        assert len(expected) == 8
+        assert log_of(processes.folder / "two", name) == pytest.approx(expected, rel=1e-5)
+        assert log_of(processes.folder / "accumulated", name) == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_are_exactly_the_same(processes, alone):
+    """Of the same weights, on 5 images: a sampler that fills up the second process would count one twice."""
+    score, other = log_of(alone, "mIoU")[8], processes.folder / "evaluated_by_two"
+    shutil.copytree(alone, other)
+    path = other / "last" / "training_state.pt"
+    state = torch.load(path)
+    state["progress"]["evaluated"] = 0  # as if it had been interrupted before it was evaluated
+    torch.save(state, path)
+    launch(processes, 2, "--output", "evaluated_by_two", "--resume", "auto")
+    assert log_of(other, "mIoU")[8] == score
+    assert (
+        torch.load(path)["progress"]["best_score"]
+        == torch.load(alone / "last" / "training_state.pt")["progress"]["best_score"]
+    )
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error(processes):
+    with pytest.raises(AssertionError, match="training.batch_size: expected a multiple of the 2 processes, got 3"):
+        launch(processes, 2, "--output", "uneven", "training.batch_size=3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [["torch.distributed.run", "--nproc_per_node"], ["accelerate.commands.launch", "--cpu", "--num_processes"]],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers(processes, tmp_path, launcher):
+    """Ended by a signal, as a terminal sends it to the launcher and all that it has started, and resumed.
+
+    torchrun is what `accelerate launch` runs for several GPUs; for CPUs it starts one process, whatever it is told.
+    """
+    settings = (*ALIKE, "schedule.iterations=40", "training.evaluation_interval=40", "training.checkpoint_interval=40")
+    script = [
+        ROOT / "scripts" / "train.py",
+        "--config",
+        "tiny.yaml",
+        "--output",
+        tmp_path,
+        "--resume",
+        "auto",
+        *settings,
+    ]
+    command = [sys.executable, "-m", *launcher, "2", *script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    options = {"cwd": processes.folder, "env": environment, "start_new_session": True}
+    with subprocess.Popen(command, **options, stderr=subprocess.PIPE, text=True) as process:
+        begin = list(takewhile(lambda line: not line.startswith(" 3/40"), process.stderr))
+        os.killpg(process.pid, signal.SIGINT)
+        end = process.stderr.read()
+    assert process.returncode != 0
+    number = 2 if launcher[0].startswith("torch") else 1
+    assert any(f"{number} process" in line for line in begin)
+    assert "stopped by SIGINT after iteration" in end
+    assert not (tmp_path / "best").exists()
+    subprocess.run(command, **options, check=True)
+    launch(processes, 1, "--output", f"long_{number}", *settings)
+    expected = log_of(processes.folder / f"long_{number}", "loss")
+    first = {iteration: expected[iteration] for iteration in range(1, 11)}  # later on, differences of 1e-7 have grown
+    assert {iteration: log_of(tmp_path, "loss")[iteration] for iteration in first} == pytest.approx(first, rel=1e-5)
