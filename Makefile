@@ -18,7 +18,7 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
 
 .PHONY: demo
-demo: $(VENV)/installed  ## Build an OffSeg-T, save it, reload it through pipeline and segment a generated scene
+demo: $(VENV)/installed  ## Train a small OffSeg on generated scenes, evaluate, save, reload and use it; some minutes
 	$(BIN)/python scripts/demo.py
 
 .PHONY: test

@@ -1,12 +1,11 @@
 """Label maps as pictures: paletted PNG, and the overlay of a photo with a legend of the classes present."""
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.labels import LABEL_SETS, distinct_colours
 from offseg_hf.data.scenes import SCENE_LABELS
 
 
@@ -24,12 +23,7 @@ def palette_for(names: Sequence[str]) -> Palette:
     for labels in (*LABEL_SETS.values(), SCENE_LABELS):
         if labels.names == tuple(names):
             return labels.palette
-    golden_ratio = (5**0.5 - 1) / 2  # consecutive ids are far apart in hue, whatever their number
-    colours = (
-        colorsys.hls_to_rgb(i * golden_ratio % 1, (0.45, 0.6, 0.75)[i % 3], (0.85, 0.6)[i // 3 % 2])
-        for i in range(len(names))
-    )
-    return [tuple(round(255 * channel) for channel in colour) for colour in colours]
+    return distinct_colours(len(names))
 
 
 def class_shares(label_map: np.ndarray, num_classes: int) -> list[tuple[int, int, float]]:
@@ -48,6 +42,26 @@ def label_image(label_map: np.ndarray, palette: Palette) -> Image.Image:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8))
     image.putpalette([channel for colour in palette for channel in colour])
+    return image
+
+
+def draw_curves(title: str, curves: dict[str, list[tuple[float, float]]], size: tuple[int, int] = (640, 360)):
+    """A plot of curves, each a list of points (x, y) with x in order; every curve has its own scale, from 0 on.
+
+    The legend says what the last and the largest y of each is.
+    """
+    image = Image.new("RGB", size, BACKGROUND)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    left, top, right, bottom = 16, 24 + 20 * (len(curves) + 1), size[0] - 16, size[1] - 16
+    draw.text((left, 12), title, TEXT, font)
+    draw.rectangle((left, top, right, bottom), outline=SWATCH_BORDER)
+    furthest = max(points[-1][0] for points in curves.values())
+    for row, ((name, points), colour) in enumerate(zip(curves.items(), distinct_colours(len(curves)))):
+        largest = max(y for _, y in points)
+        line = [(left + (right - left) * x / furthest, bottom - (bottom - top - 8) * y / largest) for x, y in points]
+        draw.line(line, colour, width=2)
+        draw.rectangle((left, 38 + 20 * row, left + 12, 46 + 20 * row), colour)
+        draw.text((left + 20, 34 + 20 * row), f"{name}: {points[-1][1]:.3f}, at most {largest:.3f}", FAINT_TEXT, font)
     return image
 
 
