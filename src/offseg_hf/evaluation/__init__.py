@@ -1,11 +1,11 @@
 """Evaluation by the official protocol: `evaluate_model` for what is loaded, `evaluate` for the `offseg` command."""
 
-from .pictures import draw_comparison, draw_confusion_matrix
-from .prediction import OFFICIAL_SCALES, predict
-from .protocol import evaluate_model
-from .report import result_line, result_table
-from .run import evaluate
-from .samples import Sample
+from offseg_hf.evaluation.pictures import draw_comparison, draw_confusion_matrix
+from offseg_hf.evaluation.prediction import OFFICIAL_SCALES, predict
+from offseg_hf.evaluation.protocol import evaluate_model
+from offseg_hf.evaluation.report import result_line, result_table
+from offseg_hf.evaluation.run import evaluate
+from offseg_hf.evaluation.samples import Sample
 
 
 __all__ = [

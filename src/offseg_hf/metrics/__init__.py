@@ -5,7 +5,7 @@ A package because `evaluate.load` takes a file that holds nothing but its module
 
 from pathlib import Path
 
-from .confusion_matrix import MeanIoU
+from offseg_hf.metrics.confusion_matrix import MeanIoU
 
 
 MEAN_IOU_SCRIPT = str(Path(__file__).with_name("mean_iou.py"))
