@@ -27,6 +27,7 @@ FLOORS = [
     ],
     ["models.attention", "models.semantic_segmentation"],
     ["models.offset_learning", "models.encoder_*", "models.pixel_decoder_*", "models.configuration_*"],
+    ["models.inner_model"],
     ["models.offset_classifier", "models.mask_prediction"],
     ["models.modeling_*", "models.image_processing_offseg"],
     ["models.image_processing_offset_*"],

@@ -143,6 +143,16 @@ def register() -> None:
             processor_class.register_for_auto_class()
 
 
+def auto_model_class(config) -> type:
+    """The Auto class that builds and loads the model of a configuration."""
+    import transformers
+
+    register()
+    is_universal = type(config) in transformers.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+    kind = "Universal" if is_universal else "Semantic"
+    return getattr(transformers, f"AutoModelFor{kind}Segmentation")
+
+
 def _model_code(module: str, name: str) -> type:
     return getattr(import_module(f"{__name__}.models.{module}"), name)
 

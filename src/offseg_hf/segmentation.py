@@ -28,15 +28,9 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    AutoModelForUniversalSegmentation,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+from transformers import AutoConfig, AutoImageProcessor
 
-from offseg_hf import register
+from offseg_hf import auto_model_class, register
 from offseg_hf.models.image_operations import read_image
 from offseg_hf.visualization import class_shares, draw_overlay, label_image, palette_for
 
@@ -240,8 +234,7 @@ def _load(name: str, dtype: torch.dtype):
     register()
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-        universal = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-        auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
+        auto_class = auto_model_class(AutoConfig.from_pretrained(name))
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except Exception as error:  # of transformers, huggingface_hub, safetensors and json, with no base in common
         raise ValueError(f"cannot load a segmentation model from {name!r}: {_one_line(error)}") from error

@@ -465,6 +465,7 @@ def test_remote_code(folders):
         written = {path.name for path in (folders / kind).glob("*.py")}
         assert written == {
             "configuration_offset_alignment.py",
+            "inner_model.py",
             "mask_prediction.py",
             "modeling_offset_alignment.py",
             "offset_learning.py",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation, PreTrainedModel
+from transformers import PreTrainedModel
 
-from offseg_hf import register
+from offseg_hf import auto_model_class
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
 from offseg_hf.conversion.keys import Fit, fit
 from offseg_hf.conversion.output import new_folder
@@ -70,7 +70,5 @@ def fitting_presets(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def build_model(preset: Preset) -> PreTrainedModel:
-    register()
-    universal = preset.family == "mask2former"
-    auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
-    return auto_class.from_config(preset.config())
+    config = preset.config()
+    return auto_model_class(config).from_config(config)

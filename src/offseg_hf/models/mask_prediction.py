@@ -10,23 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskPredictor
 
+from .inner_model import ModuleNamesMixin
 from .offset_learning import OffsetAlignment
 
 
-class MaskPipelineMixin:
+class MaskPipelineMixin(ModuleNamesMixin):
     """Lets `pipeline("image-segmentation", ...)` find a model that predicts masks and is not part of transformers.
 
     It looks for transformers' own such models by their class names, and for others in AutoModelForImageSegmentation.
     """
 
-    def save_pretrained(self, save_directory: str | PathLike, *, save_original_format: bool = False, **kwargs):
-        """As every model's, but under the names that modules have, where transformers writes those of a backbone's
-        first files; and the code beside the weights is named to both Auto classes."""
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs):
+        """As every model's; the code beside the weights is named to both Auto classes."""
         if self._auto_class is not None:
             code = f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"
             auto_classes = ("AutoModelForImageSegmentation", "AutoModelForUniversalSegmentation")
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(auto_classes, code)
-        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
 
 
 class AlignedMaskPredictor(Mask2FormerMaskPredictor):

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
 
 from .attention import AttentionBias
 from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
+from .encoder_backbone import EncoderBackboneMixin
 from .encoder_efficientformer_v2 import ConvMlp, EfficientFormerV2Encoder, EncoderBlock
 from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder
@@ -72,11 +70,10 @@ class OffSegPreTrainedModel(WeightInitializationMixin, PreTrainedModel):
             module.reset_parameters(std)
 
 
-class EfficientFormerV2Backbone(BackboneMixin, OffSegPreTrainedModel):
+class EfficientFormerV2Backbone(EncoderBackboneMixin, OffSegPreTrainedModel):
     """EfficientFormerV2 as a backbone for any model of transformers that takes one (UperNet, Mask2Former, ...)."""
 
     config: EfficientFormerV2Config
-    has_attentions = False
 
     def __init__(self, config: EfficientFormerV2Config):
         super().__init__(config)
@@ -84,21 +81,11 @@ class EfficientFormerV2Backbone(BackboneMixin, OffSegPreTrainedModel):
         self.encoder = build_encoder(config)
         self.post_init()
 
-    @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
-        """Images (batch, num_channels, height, width) of any size -> the maps named by `config.out_features`.
-
-        Stage i, and the stem as stage 1, gives (batch, channels, ceil(height / 2 ** (i + 1)), ceil(width / ...)).
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+    def encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map and the stages', without what shows the padding."""
         stem = self.encoder.stem(pad_to_stride(pixel_values))
         maps = zip((4, 4, 8, 16, 32), (stem, *self.encoder.forward_stages(stem)))
-        hidden_states = tuple(crop_to_stride(x, pixel_values, stride) for stride, x in maps)
-        return BackboneOutput(
-            feature_maps=tuple(x for name, x in zip(self.stage_names, hidden_states) if name in self.out_features),
-            hidden_states=hidden_states if output_hidden_states else None,
-        )
+        return tuple(crop_to_stride(x, pixel_values, stride) for stride, x in maps)
 
 
 class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedModel):

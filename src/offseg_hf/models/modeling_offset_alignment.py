@@ -7,7 +7,6 @@ pixel embeddings is replaced, wherever they form it: one alignment serves all th
 
 from copy import deepcopy
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     EomtDinov3ForUniversalSegmentation,
@@ -21,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_offset_alignment import OffsetAlignmentConfig
+from .inner_model import InnerOffsetsMixin
 from .mask_prediction import AlignedMaskPredictor, MaskPipelineMixin
 from .offset_learning import OffsetAlignment
 
@@ -99,7 +99,7 @@ ALIGNED = {
 }
 
 
-class OffsetAlignmentForUniversalSegmentation(MaskPipelineMixin, PreTrainedModel):
+class OffsetAlignmentForUniversalSegmentation(MaskPipelineMixin, InnerOffsetsMixin, PreTrainedModel):
     """A mask classification model of transformers whose masks come from offset alignment.
 
     Inputs and outputs are those of the model that `config.base_config` describes, and so is its image processor.
@@ -119,15 +119,6 @@ class OffsetAlignmentForUniversalSegmentation(MaskPipelineMixin, PreTrainedModel
         aligned_class = ALIGNED[config.base_config.model_type]
         self.model = aligned_class(config.base_config, config.use_class_offset, config.use_feature_offset)
         self.post_init()
-
-    @torch.no_grad()
-    @init.guard_torch_init_functions()
-    def initialize_weights(self):
-        """The base initialises itself, and takes the alignment in it for linear layers like others, so it comes last.
-        Loaded weights stay (the guard)."""
-        super().initialize_weights()
-        for alignment in self.alignments():
-            alignment.reset_parameters()
 
     def alignments(self) -> list[OffsetAlignment]:
         return [module for module in self.modules() if isinstance(module, OffsetAlignment)]

@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
-from transformers import initialization as init
 
 from .configuration_offset_learning import OffsetLearningConfig
+from .inner_model import InnerOffsetsMixin, ModuleNamesMixin
 from .offset_classifier import replace_classifier
-from .offset_learning import OffsetLearning
 
 
-class OffsetLearningForSemanticSegmentation(PreTrainedModel):
+class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, ModuleNamesMixin, PreTrainedModel):
     """A model for semantic segmentation that classifies pixels by offset learning.
 
     Everything else is the wrapped `model`'s own: its inputs, its outputs, its loss and its auxiliary heads.
@@ -56,21 +55,8 @@ class OffsetLearningForSemanticSegmentation(PreTrainedModel):
         """What the wrapped model's `forward` returns for the same arguments, of which it may take more."""
         return self.model(pixel_values=pixel_values, labels=labels, **kwargs)
 
-    @torch.no_grad()
-    @init.guard_torch_init_functions()
-    def initialize_weights(self):
-        """The wrapped model initialises itself, but does not know offset learning. Loaded weights stay (the guard)."""
-        super().initialize_weights()
-        for module in self.model.modules():
-            if isinstance(module, OffsetLearning):
-                module.reset_parameters()
-
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
-
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As transformers saves models, but under the names that modules have: older ones are the wrapped model's."""
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
 def _build(config: OffsetLearningConfig) -> PreTrainedModel:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerForUniversalSegmentation,
     Mask2FormerForUniversalSegmentationOutput,
@@ -23,7 +22,9 @@ from transformers.utils import is_scipy_available
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_offset_mask2former import OffsetMask2FormerConfig
+from .inner_model import InnerOffsetsMixin
 from .mask_prediction import AlignedMaskPredictor, MaskPipelineMixin
+from .offset_learning import OffsetAlignment
 
 
 @dataclass
@@ -37,7 +38,9 @@ class OffsetMask2FormerForUniversalSegmentationOutput(Mask2FormerForUniversalSeg
     image_sizes: torch.LongTensor | None = None
 
 
-class OffsetMask2FormerForUniversalSegmentation(MaskPipelineMixin, Mask2FormerForUniversalSegmentation):
+class OffsetMask2FormerForUniversalSegmentation(
+    MaskPipelineMixin, InnerOffsetsMixin, Mask2FormerForUniversalSegmentation
+):
     """Mask2Former whose masks come of embeddings that have been offset, image by image and layer by layer.
 
     The weights of a [`Mask2FormerForUniversalSegmentation`] are all of its own but the alignment's, under the same
@@ -70,15 +73,11 @@ class OffsetMask2FormerForUniversalSegmentation(MaskPipelineMixin, Mask2FormerFo
         }
         self.post_init()
 
-    def initialize_weights(self):
-        """As every model's, and then the alignment's: what is inside of `self.model` is taken for its own."""
-        super().initialize_weights()
-        alignment = self.model.transformer_module.decoder.mask_predictor.alignment
-        with init.guard_torch_init_functions():  # what was loaded stays
-            if self.config.start_without_offsets:
-                alignment.start_without_offsets()
-            else:
-                alignment.reset_parameters(self.config.init_std)
+    def initialize_offsets(self, module: OffsetAlignment) -> None:
+        if self.config.start_without_offsets:
+            module.start_without_offsets()
+        else:
+            module.reset_parameters(self.config.init_std)
 
     @property
     def criterion(self) -> Mask2FormerLoss:

@@ -15,13 +15,14 @@ from transformers import initialization as init
 from transformers.models.segformer.modeling_segformer import SegformerAttention, SegformerMixMLP
 
 from .configuration_offset_segformer import OffsetSegformerConfig
+from .inner_model import ModuleNamesMixin
 from .offset_learning import OffsetLearning
 from .pixel_decoder_mlp import MlpPixelDecoder
 from .semantic_segmentation import SemanticSegmentationMixin
 from .weight_initialization import WeightInitializationMixin
 
 
-class OffsetSegformerPreTrainedModel(WeightInitializationMixin, SegformerPreTrainedModel):
+class OffsetSegformerPreTrainedModel(WeightInitializationMixin, ModuleNamesMixin, SegformerPreTrainedModel):
     """Initialisation and names of the weights; all else that transformers wants to know is as for SegFormer."""
 
     config: OffsetSegformerConfig
@@ -37,11 +38,6 @@ class OffsetSegformerPreTrainedModel(WeightInitializationMixin, SegformerPreTrai
             module.reset_parameters(self.config.initializer_range)
         elif isinstance(module, OffsetSegformerForSemanticSegmentation):
             init_encoder(module.segformer)
-
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As [`PreTrainedModel.save_pretrained`], but weights have the names that they have in the model, unless
-        `save_original_format` asks for those of SegFormer's first files, which transformers writes."""
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
 class OffsetSegformerForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegformerPreTrainedModel):

@@ -8,12 +8,10 @@ and Class Feature Alignment" (https://arxiv.org/abs/2508.08811). Source: HVision
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_offset_segnext import MscanConfig, MscanEncoderConfig, OffsetSegNextConfig
+from .encoder_backbone import EncoderBackboneMixin
 from .encoder_mscan import MscaBlock, MscanEncoder
 from .offset_learning import OffsetLearning
 from .pixel_decoder_hamburger import HamburgerPixelDecoder, NonNegativeMatrixFactorization
@@ -49,11 +47,10 @@ class OffsetSegNextPreTrainedModel(PreTrainedModel):
             module.reset_parameters(self.config.initializer_range)
 
 
-class MscanBackbone(BackboneMixin, OffsetSegNextPreTrainedModel):
+class MscanBackbone(EncoderBackboneMixin, OffsetSegNextPreTrainedModel):
     """MSCAN as a backbone for any model of transformers that takes one (UperNet, Mask2Former, ...)."""
 
     config: MscanConfig
-    has_attentions = False
 
     def __init__(self, config: MscanConfig):
         super().__init__(config)
@@ -61,20 +58,10 @@ class MscanBackbone(BackboneMixin, OffsetSegNextPreTrainedModel):
         self.encoder = build_encoder(config)
         self.post_init()
 
-    @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
-        """Images (batch, num_channels, height, width) of any size -> the maps named by `config.out_features`.
-
-        Stage i, and the stem as stage 1, gives (batch, channels, ceil(height / 2 ** (i + 1)), ceil(width / ...)).
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+    def encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map and the stages'."""
         stem = self.encoder.stem(pixel_values)
-        hidden_states = (stem, *self.encoder.forward_stages(stem))
-        return BackboneOutput(
-            feature_maps=tuple(x for name, x in zip(self.stage_names, hidden_states) if name in self.out_features),
-            hidden_states=hidden_states if output_hidden_states else None,
-        )
+        return (stem, *self.encoder.forward_stages(stem))
 
 
 class OffsetSegNextForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegNextPreTrainedModel):

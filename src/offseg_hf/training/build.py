@@ -10,17 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    AutoModelForUniversalSegmentation,
     BaseImageProcessor,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
-from offseg_hf import register
+from offseg_hf import auto_model_class, register
 from offseg_hf.data.datasets import load_segmentation_data
 from offseg_hf.data.labels import LabelSet
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
@@ -52,17 +48,12 @@ def build_model(recipe: Recipe, labels: LabelSet) -> tuple[PreTrainedModel, Base
     checkpoint = recipe.model.checkpoint
     if checkpoint is None:
         config = recipe.model_config(**names)
-        return _auto_class(config).from_config(config), recipe.image_processor()
+        return auto_model_class(config).from_config(config), recipe.image_processor()
     config = AutoConfig.from_pretrained(checkpoint, **(names | recipe.model.config))
-    model = _auto_class(config).from_pretrained(
+    model = auto_model_class(config).from_pretrained(
         checkpoint, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
     )
     return model, AutoImageProcessor.from_pretrained(checkpoint, **recipe.model.image_processor)
-
-
-def _auto_class(config: PreTrainedConfig) -> type:
-    is_universal = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-    return AutoModelForUniversalSegmentation if is_universal else AutoModelForSemanticSegmentation
 
 
 def require_same_normalization(transform: TrainingTransform, processor: BaseImageProcessor) -> None:

@@ -4,6 +4,7 @@ Names: HVision-NKU/OffSeg @ 1414f6d; snap-research/EfficientFormer (`eformer_s1_
 """
 
 from offseg_hf.conversion.keys import KeyTable, PretrainedForm
+from offseg_hf.conversion.tables.head import OFFSET_LEARNING, UNUSED_CLASSIFIER
 
 
 # The layers inside of a block or an attention downsampling, named by position in the authors' nn.Sequentials.
@@ -69,13 +70,10 @@ OFFICIAL = KeyTable(
         (r"\.dysampler\.norm_lr\.",                                ".sampler.low_res_norm."),
         (r"^decode_head\.align\.conv\.",                           "pixel_decoder.output_conv.conv."),
         (r"^decode_head\.align\.gn\.",                             "pixel_decoder.output_conv.norm."),
-        (r"^decode_head\.offset_learning\.cls_repr$",              "offset_learning.class_representation"),
-        (r"^decode_head\.offset_learning\.cls_offset_proj",        "offset_learning.class_offset_proj"),
-        (r"^decode_head\.offset_learning\.feat_offset_proj",       "offset_learning.feature_offset_proj"),
-        (r"^decode_head\.offset_learning\.mask_norm\.",            "offset_learning.logit_norm."),
+        *OFFSET_LEARNING,
     ),
     drops=(
-        (r"decode_head\.conv_seg\.(weight|bias)",                  "the base class's classifier, never called"),
+        UNUSED_CLASSIFIER,
         (r"backbone\..*\.attention_biases",                        "zeros, for the grid of ImageNet, never read"),
         (r"backbone\..*\.attention_bias_idxs(_seg)?",              "constant index table"),
         (r"backbone\..*\.ab",                                      "cache of the biases looked up"),

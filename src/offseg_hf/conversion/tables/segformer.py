@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from offseg_hf.conversion.keys import KeyTable, PretrainedForm
+from offseg_hf.conversion.tables.head import OFFSET_LEARNING, UNUSED_CLASSIFIER
 
 
 def as_linear(weight: Tensor) -> Tensor:
@@ -50,14 +51,9 @@ OFFICIAL = KeyTable(
         (r"^decode_head\.convs\.(\d)\.bn\.",               r"pixel_decoder.lateral_convs.\1.norm."),
         (r"^decode_head\.fusion_conv\.conv\.",              "pixel_decoder.output_conv.conv."),
         (r"^decode_head\.fusion_conv\.bn\.",                "pixel_decoder.output_conv.norm."),
-        (r"^decode_head\.offset_learning\.cls_repr$",       "offset_learning.class_representation"),
-        (r"^decode_head\.offset_learning\.cls_offset_proj", "offset_learning.class_offset_proj"),
-        (r"^decode_head\.offset_learning\.feat_offset_proj", "offset_learning.feature_offset_proj"),
-        (r"^decode_head\.offset_learning\.mask_norm\.",     "offset_learning.logit_norm."),
+        *OFFSET_LEARNING,
     ),
-    drops=(
-        (r"decode_head\.conv_seg\.(weight|bias)",           "the base class's classifier, never called"),
-    ),
+    drops=(UNUSED_CLASSIFIER,),
     splits=MIT_SPLITS,
     transforms=MIT_TRANSFORMS,
 )  # fmt: skip

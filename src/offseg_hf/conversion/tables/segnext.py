@@ -5,6 +5,7 @@ and the authors' `mscan_{t,s,b}.pth` (Visual-Attention-Network/SegNeXt), in whic
 """
 
 from offseg_hf.conversion.keys import KeyTable, PretrainedForm
+from offseg_hf.conversion.tables.head import OFFSET_LEARNING, UNUSED_CLASSIFIER
 
 
 MSCAN_LAYERS = (
@@ -61,14 +62,9 @@ OFFICIAL = KeyTable(
         (r"^decode_head\.hamburger\.ham_out\.gn\.",            "pixel_decoder.hamburger.out_proj.norm."),
         (r"^decode_head\.align\.conv\.",                       "pixel_decoder.output_conv.conv."),
         (r"^decode_head\.align\.gn\.",                         "pixel_decoder.output_conv.norm."),
-        (r"^decode_head\.offset_learning\.cls_repr$",          "offset_learning.class_representation"),
-        (r"^decode_head\.offset_learning\.cls_offset_proj",    "offset_learning.class_offset_proj"),
-        (r"^decode_head\.offset_learning\.feat_offset_proj",   "offset_learning.feature_offset_proj"),
-        (r"^decode_head\.offset_learning\.mask_norm\.",        "offset_learning.logit_norm."),
+        *OFFSET_LEARNING,
     ),
-    drops=(
-        (r"decode_head\.conv_seg\.(weight|bias)",              "the base class's classifier, never called"),
-    ),
+    drops=(UNUSED_CLASSIFIER,),
     transforms=MSCAN_TRANSFORMS,
 )  # fmt: skip
 
