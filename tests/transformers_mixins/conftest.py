@@ -18,7 +18,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from transformers.utils import import_utils
 
 import tests
-from offseg_hf import EfficientFormerV2Backbone, EfficientFormerV2Config, OffSegImageProcessor
+from offseg_hf import (
+    EfficientFormerV2Backbone,
+    EfficientFormerV2Config,
+    MscanBackbone,
+    MscanConfig,
+    OffSegImageProcessor,
+)
 from tests.transformers_mixins.pipelines import ImageSegmentationPipelineTests
 from tests.transformers_mixins.tiny import write_tiny_models
 
@@ -67,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     # Backbones are known by name: they have no loss to train.
     MODEL_FOR_BACKBONE_MAPPING_NAMES[EfficientFormerV2Config.model_type] = EfficientFormerV2Backbone.__name__
+    MODEL_FOR_BACKBONE_MAPPING_NAMES[MscanConfig.model_type] = MscanBackbone.__name__
 
     tiny_models = tempfile.TemporaryDirectory()
     config.add_cleanup(tiny_models.cleanup)
