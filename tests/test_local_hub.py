@@ -202,16 +202,16 @@ GRANT = "from huggingface_hub import HfApi; HfApi().grant_access('hvision/gated'
 
 
 def test_access(local_hub, public):
-    """For clients without a token, with a stranger's, with the owner's, and with one that the Hub never gave out."""
+    """Without a token, with a stranger's, the owner's, one that the Hub never gave out, and one of the past."""
     local_hub.run(RESTRICT)
-    tokens = ("", local_hub.stranger_token, local_hub.token, "hf_invented")
-    invented = "HfHubHTTPError 401"
+    tokens = ("", local_hub.stranger_token, local_hub.token, "hf_invented", local_hub.expired_token)
     hidden = ["RepositoryNotFoundError 401", "RepositoryNotFoundError 404"]
+    refused = ["HfHubHTTPError 401", "RepositoryNotFoundError 401"]
     for name, expected in {
-        public: ["downloaded"] * 3 + [invented],
-        "hvision/private": [*hidden, "downloaded", invented],
-        "hvision/missing": [*hidden, hidden[1], invented],
-        "hvision/gated": ["GatedRepoError 401", "GatedRepoError 403", "downloaded", invented],
+        public: ["downloaded"] * 3 + refused,
+        "hvision/private": [*hidden, "downloaded", *refused],
+        "hvision/missing": [*hidden, hidden[1], *refused],
+        "hvision/gated": ["GatedRepoError 401", "GatedRepoError 403", "downloaded", *refused],
     }.items():
         assert local_hub.run(ACCESS, name, "config.json", "main", *tokens).splitlines() == expected, name
     local_hub.run(GRANT)
@@ -230,6 +230,59 @@ def test_what_is_missing_is_named(local_hub, public, file, revision, error):
     assert local_hub.run(ACCESS, public, file, revision, "") == f"{error} 404\n"
 
 
+LISTS = """
+import json
+import os
+from huggingface_hub import HfApi, auth_check
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+api = HfApi()
+for name in ("one", "two", "three"):
+    api.create_repo(f"timm/{name}", private=name == "three")
+api.create_repo("timm/scenes", repo_type="dataset")
+card = "---\\ntags:\\n- offset\\n---\\n"
+api.upload_file(repo_id="timm/two", path_or_fileobj=card.encode(), path_in_repo="README.md")
+stranger = HfApi(token=os.environ["STRANGER"])
+stranger.create_repo("stranger/gated")
+stranger.update_repo_settings("stranger/gated", gated="auto")
+auth_check("timm/three")
+try:
+    auth_check("stranger/gated")
+except GatedRepoError as error:
+    refused = error.response.status_code
+try:
+    HfApi(token=os.environ["EXPIRED"]).whoami()
+except HfHubHTTPError as error:
+    expired = error.response.headers["X-Error-Message"]
+print(json.dumps({
+    "refused": refused,
+    "expired": expired,
+    "models": [model.id for model in api.list_models(author="timm")],
+    "public": [model.id for model in stranger.list_models(author="timm")],
+    "found": [model.id for model in api.list_models(author="timm", search="T")],
+    "limited": [model.id for model in api.list_models(author="timm", limit=2)],
+    "tagged": [model.id for model in api.list_models(filter="offset", author="timm")],
+    "datasets": [data.id for data in api.list_datasets(author="timm")],
+    "tree": sorted(api.list_repo_files("hvision/public")),
+}))
+"""
+
+
+def test_lists(local_hub, public, folder, monkeypatch):
+    """They come in pages, of one entry each here."""
+    monkeypatch.setattr(local_hub.hub, "page_size", 1)
+    tokens = {"STRANGER": local_hub.stranger_token, "EXPIRED": local_hub.expired_token}
+    seen = json.loads(local_hub.run(LISTS, **tokens))
+    assert seen["refused"] == 403 and seen["expired"].endswith("is expired")
+    assert seen["models"] == ["timm/three", "timm/two", "timm/one"]
+    assert seen["public"] == ["timm/two", "timm/one"]
+    assert seen["found"] == ["timm/three", "timm/two", "timm/one"]  # in the whole name
+    assert seen["limited"] == ["timm/three", "timm/two"]
+    assert seen["tagged"] == ["timm/two"]
+    assert seen["datasets"] == ["timm/scenes"]
+    assert seen["tree"] == sorted([".gitattributes", *contents(folder)])
+
+
 def test_only_members_write(local_hub, public):
     script = """
 from huggingface_hub import HfApi
@@ -243,7 +296,8 @@ for attempt in (
     except OSError as error:
         print(error.response.status_code)
 """
-    assert local_hub.run(script, HF_TOKEN=local_hub.stranger_token).split() == ["403", "403"]
+    for token in (local_hub.stranger_token, local_hub.read_only_token):
+        assert local_hub.run(script, HF_TOKEN=token).split() == ["403", "403"]
     assert local_hub.run(script, HF_TOKEN="").split() == ["401", "401"]
 
 

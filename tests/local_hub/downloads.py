@@ -1,6 +1,9 @@
 """Downloading: small files from the Hub itself, LFS files from its content network, whole or in ranges."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from tests.local_hub.hub import Hub
@@ -19,8 +22,11 @@ def resolve(hub: Hub, request: Request, kind: str, name: str, revision: str, pat
     blob = commit.files[path]
     headers["ETag"] = f'"{blob.etag}"'
     if not blob.is_lfs:
-        return _content(hub, request, blob.sha256, headers)
+        return ranged(request, hub.blobs.path(blob.sha256), headers)
     headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size)}
+    if blob.sha256 in hub.xet.hash_of:
+        token_url = f"{request.endpoint}/api/{kind}/{name}/xet-read-token/{commit.id}"
+        headers |= {"X-Xet-Hash": hub.xet.hash_of[blob.sha256], "Link": f'<{token_url}>; rel="xet-auth"'}
     return Response(status=302, headers={**headers, "Location": f"{request.cdn}/cdn/{blob.sha256}?path={quote(path)}"})
 
 
@@ -29,11 +35,11 @@ def content_network(hub: Hub, request: Request, oid: str) -> Response:
     """Whoever knows the address may read; a token, which belongs to the Hub alone, must not come here."""
     if request.token is not None:
         raise HubError(400, "the Hub's token was sent to the content network")
-    return _content(hub, request, oid, {"ETag": f'"{oid}"'})
+    return ranged(request, hub.blobs.path(oid), {"ETag": f'"{oid}"'})
 
 
-def _content(hub: Hub, request: Request, sha256: str, headers: dict[str, str]) -> Response:
-    path = hub.blobs.path(sha256)
+def ranged(request: Request, path: Path, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """A file, or the part of it that the request wants."""
     size = path.stat().st_size
     headers = {**headers, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
     wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.local_hub import MODES
 from tests.local_hub.hub import Hub
 from tests.local_hub.server import HubServer
 
 
 USER = "tester"
 TOKEN = "hf_of_the_tester"
+READ_ONLY_TOKEN = "hf_of_the_tester_to_read"
 STRANGER_TOKEN = "hf_of_a_stranger"
+EXPIRED_TOKEN = "hf_of_last_year"
 ORGANIZATIONS = ("hvision", "nvidia", "microsoft", "facebook", "timm")
 
 
@@ -22,13 +25,24 @@ class LocalHub(HubServer):
     """A Hub with two users, and processes that are its clients, with a home of their own."""
 
     token = TOKEN
+    read_only_token = READ_ONLY_TOKEN
     stranger_token = STRANGER_TOKEN
+    expired_token = EXPIRED_TOKEN
 
     def __init__(self, folder: Path):
         super().__init__(Hub(folder / "hub"))
         self.home = folder / "home"
+        self._clients: list[subprocess.Popen] = []
         self.hub.add_user(USER, TOKEN, ORGANIZATIONS)
+        self.hub.add_user(USER, READ_ONLY_TOKEN)
+        self.hub.read_only_tokens.add(READ_ONLY_TOKEN)
         self.hub.add_user("stranger", STRANGER_TOKEN)
+        self.hub.expired_tokens.add(EXPIRED_TOKEN)
+
+    def __exit__(self, *exception) -> None:
+        for client in self._clients:  # which go on after a test that failed
+            client.kill()
+        super().__exit__(*exception)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -38,22 +52,31 @@ class LocalHub(HubServer):
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": TOKEN,
             "HF_HOME": str(self.home),
-            "HF_HUB_DISABLE_XET": "1",
+            **MODES["lfs"],
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1,localhost",
         }
 
-    def run(self, script: str, *arguments: str | Path, **environment: str | Path) -> str:
-        """What a Python script prints that runs as a client of the Hub; fails the test if the script fails."""
-        process = subprocess.run(
+    def start(self, script: str, *arguments: str | Path, **environment: str | Path) -> subprocess.Popen:
+        """A Python script that runs as a client of the Hub."""
+        client = subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
             env=self.environment | {key: str(value) for key, value in environment.items()},
-            capture_output=True,
+            stdin=subprocess.DEVNULL,  # nobody answers questions
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        assert process.returncode == 0, process.stderr
-        return process.stdout
+        self._clients.append(client)
+        return client
+
+    def run(self, script: str, *arguments: str | Path, **environment: str | Path) -> str:
+        """What a Python script prints that runs as a client of the Hub; fails the test if the script fails."""
+        process = self.start(script, *arguments, **environment)
+        printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return printed
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from threading import RLock
 
 from tests.local_hub.protocol import HubError
 from tests.local_hub.storage import GITATTRIBUTES, MAIN, BlobStore, Repository
+from tests.local_hub.xet_store import XetStore
 
 
 class Hub:
@@ -12,16 +13,24 @@ class Hub:
 
     lfs_threshold: bytes from which on a file is LFS whatever its name.
     part_size: bytes beyond which LFS contents are uploaded in parts of that size; None: at once, always.
+    page_size: how many entries of a list come at once.
     """
 
-    def __init__(self, folder: Path, lfs_threshold: int = 10 * 2**20, part_size: int | None = None):
+    def __init__(
+        self, folder: Path, lfs_threshold: int = 10 * 2**20, part_size: int | None = None, page_size: int = 1000
+    ):
         self.blobs = BlobStore(folder / "blobs")
+        self.xet = XetStore(folder / "xorbs", self.blobs)
+        self.xet_tokens: dict[str, str] = {}  # "read" or "write" by token
         self.parts = folder / "parts"
         self.parts.mkdir(parents=True)
         self.lfs_threshold = lfs_threshold
         self.part_size = part_size
+        self.page_size = page_size
         self.lock = RLock()  # held by whoever changes something
         self.organizations: dict[str, set[str]] = {}  # name -> members
+        self.expired_tokens: set[str] = set()
+        self.read_only_tokens: set[str] = set()
         self._user_of: dict[str, str] = {}  # by token
         self._repositories: dict[tuple[str, str], Repository] = {}
 
@@ -34,6 +43,8 @@ class Hub:
         """Whose token it is; None without a token."""
         if token is None:
             return None
+        if token in self.expired_tokens:
+            raise HubError(401, f'User Access Token "{token}" is expired')
         if token not in self._user_of:
             raise HubError(401, "Invalid credentials in Authorization header")
         return self._user_of[token]
@@ -47,11 +58,16 @@ class Hub:
     def is_member(self, user: str | None, namespace: str) -> bool:
         return user is not None and (user == namespace or user in self.organizations.get(namespace, ()))
 
-    def create(self, kind: str, name: str, user: str, private: bool) -> Repository:
-        namespace = name.split("/")[0]
-        if not self.is_member(user, namespace):
-            raise HubError(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {namespace!r}")
+    def writer(self, token: str | None, namespace: str) -> str:
+        """Whose token it is; HubError if it may not write in the namespace."""
+        user = self.signed_in_user(token)
+        if token in self.read_only_tokens or not self.is_member(user, namespace):
+            raise HubError(403, f"Forbidden: expected a write token of a member of {namespace}")
+        return user
+
+    def create(self, kind: str, name: str, token: str | None, private: bool) -> Repository:
         repository = Repository(kind, name, private)
+        user = self.writer(token, repository.namespace)
         with self.lock:
             if self._repositories.setdefault((kind, name), repository) is repository:
                 files = {".gitattributes": self.blobs.regular(GITATTRIBUTES.encode())}
@@ -65,17 +81,22 @@ class Hub:
             del self._repositories[repository.kind, repository.name]
 
     def repository(self, kind: str, name: str, token: str | None) -> Repository:
-        """The repository, if the token may know of it.
-
-        The real Hub answers a bare 401 where nobody is signed in, which clients take for RepoNotFound over https
-        only: here it says so.
-        """
+        """The repository, if the token may know of it."""
         user = self.user(token)
         repository = self._repositories.get((kind, name))
-        if repository is None or (repository.private and not self.is_member(user, repository.namespace)):
+        if repository is None or not self._is_visible(repository, user):
             status, message = (404, "Repository not found") if user else (401, "Invalid username or password.")
             raise HubError(status, message, code="RepoNotFound")
         return repository
+
+    def repositories(self, kind: str, token: str | None) -> list[Repository]:
+        """All that the token may know of, newest first."""
+        user = self.user(token)
+        known = [repository for (its_kind, _), repository in self._repositories.items() if its_kind == kind]
+        return [repository for repository in reversed(known) if self._is_visible(repository, user)]
+
+    def _is_visible(self, repository: Repository, user: str | None) -> bool:
+        return not repository.private or self.is_member(user, repository.namespace)
 
     def readable(self, kind: str, name: str, token: str | None) -> Repository:
         """The repository, if the token may read its files."""
@@ -92,6 +113,5 @@ class Hub:
     def writable(self, kind: str, name: str, token: str | None) -> Repository:
         """The repository, if the token may change it."""
         repository = self.repository(kind, name, token)
-        if not self.is_member(self.signed_in_user(token), repository.namespace):
-            raise HubError(403, "Forbidden: you must use a write token to a repository of your own")
+        self.writer(token, repository.namespace)
         return repository

@@ -1,9 +1,6 @@
-"""Accounts, repositories, what is in them, and their branches and tags."""
+"""Accounts, repositories, and their branches and tags."""
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import PurePosixPath
-from urllib.parse import parse_qs
 
 import yaml
 
@@ -19,6 +16,7 @@ routes = Routes()
 def whoami(hub: Hub, request: Request) -> Response:
     user = hub.signed_in_user(request.token)
     organizations = [name for name, members in hub.organizations.items() if user in members]
+    role = "read" if request.token in hub.read_only_tokens else "write"
     return Response(
         {
             "type": "user",
@@ -26,8 +24,8 @@ def whoami(hub: Hub, request: Request) -> Response:
             "name": user,
             "fullname": user,
             "isPro": False,
-            "orgs": [{"type": "org", "name": name} for name in organizations],
-            "auth": {"type": "access_token", "accessToken": {"displayName": "tests", "role": "write"}},
+            "orgs": [{"type": "org", "name": name, "roleInOrg": "write"} for name in organizations],
+            "auth": {"type": "access_token", "accessToken": {"displayName": "tests", "role": role}},
         }
     )
 
@@ -45,7 +43,7 @@ def create(hub: Hub, request: Request) -> Response:
     url = f"{request.endpoint}/{Repository(kind, name).url_path}"
     is_private = wanted.get("visibility") == "private" or wanted.get("private", False)
     try:
-        hub.create(kind, name, user, is_private)
+        hub.create(kind, name, request.token, is_private)
     except HubError as error:
         error.body["url"] = url  # read by clients to whom it is all right that the repository exists
         raise
@@ -80,31 +78,38 @@ def grant_access(hub: Hub, request: Request, kind: str, name: str) -> Response:
     return Response({})
 
 
+@routes("GET", "{api}/auth-check")
+def check_access(hub: Hub, request: Request, kind: str, name: str) -> Response:
+    hub.readable(kind, name, request.token)
+    return Response({})
+
+
 @routes("GET", "{api}(?:/revision/{revision})?")
 def info(hub: Hub, request: Request, kind: str, name: str, revision: str | None) -> Response:
     repository = hub.repository(kind, name, request.token)
-    commit = repository.resolve(revision or MAIN)
     with_blobs = request.query.get("blobs", "").lower() == "true"
+    return Response(describe(hub, repository, repository.resolve(revision or MAIN), with_blobs))
+
+
+def describe(hub: Hub, repository: Repository, commit: Commit, with_blobs: bool) -> dict:
     card = _card_data(hub, commit)
-    return Response(
-        {
-            "_id": hashlib.md5(name.encode()).hexdigest()[:24],
-            "id": name,
-            "author": repository.namespace,
-            "sha": commit.id,
-            "createdAt": next(iter(repository.commits.values())).date,
-            "lastModified": commit.date,
-            "private": repository.private,
-            "gated": repository.gated,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "tags": card.get("tags", []),
-            "siblings": [_sibling(path, blob, with_blobs) for path, blob in sorted(commit.files.items())],
-            "cardData": card,
-            **{key: card[key] for key in ("pipeline_tag", "library_name") if key in card},
-        }
-    )
+    return {
+        "_id": hashlib.md5(repository.name.encode()).hexdigest()[:24],
+        "id": repository.name,
+        "author": repository.namespace,
+        "sha": commit.id,
+        "createdAt": next(iter(repository.commits.values())).date,
+        "lastModified": commit.date,
+        "private": repository.private,
+        "gated": repository.gated,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": card.get("tags", []),
+        "siblings": [_sibling(path, blob, with_blobs) for path, blob in sorted(commit.files.items())],
+        "cardData": card,
+        **{key: card[key] for key in ("pipeline_tag", "library_name") if key in card},
+    }
 
 
 def _card_data(hub: Hub, commit: Commit) -> dict:
@@ -120,41 +125,6 @@ def _sibling(path: str, blob: Blob, with_blobs: bool) -> dict:
         return {"rfilename": path}
     lfs = {"lfs": {"sha256": blob.sha256, "size": blob.size, "pointerSize": 134}} if blob.is_lfs else {}
     return {"rfilename": path, "size": blob.size, "blobId": blob.oid, **lfs}
-
-
-@routes("GET", "{api}/tree/{revision}(?:/{path})?")
-def tree(hub: Hub, request: Request, kind: str, name: str, revision: str, path: str | None) -> Response:
-    commit = hub.repository(kind, name, request.token).resolve(revision)
-    root = PurePosixPath(path or "")
-    is_recursive = request.query.get("recursive", "").lower() == "true"
-    entries = [
-        entry
-        for place, entry in sorted(_entries(commit), key=lambda item: (item[1]["type"], item[0]))
-        if place != root and (root in place.parents if is_recursive else root == place.parent)
-    ]
-    if path and not entries:
-        raise HubError(404, f'{path} does not exist on "{revision}"', code="EntryNotFound")
-    return Response(entries)
-
-
-@routes("POST", "{api}/paths-info/{revision}")
-def paths_info(hub: Hub, request: Request, kind: str, name: str, revision: str) -> Response:
-    commit = hub.repository(kind, name, request.token).resolve(revision)
-    wanted = {path.rstrip("/") for path in parse_qs(request.body.decode())["paths"]}  # clients send a form
-    return Response([entry for path, entry in _entries(commit) if str(path) in wanted])
-
-
-def _entries(commit: Commit) -> Iterator[tuple[PurePosixPath, dict]]:
-    """All files and folders of a commit."""
-    folders = set()
-    for name, blob in commit.files.items():
-        path = PurePosixPath(name)
-        folders.update(path.parents)
-        lfs = {"lfs": {"oid": blob.sha256, "size": blob.size, "pointerSize": 134}} if blob.is_lfs else {}
-        yield path, {"type": "file", "oid": blob.oid, "size": blob.size, "path": name, **lfs}
-    for path in folders - {PurePosixPath()}:
-        oid = hashlib.sha1(f"{commit.id} {path}".encode()).hexdigest()
-        yield path, {"type": "directory", "oid": oid, "size": 0, "path": str(path)}
 
 
 @routes("GET", "{api}/refs")

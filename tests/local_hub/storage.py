@@ -54,14 +54,16 @@ class BlobStore:
         """Store what `chunks` hold together and return its SHA-256; HubError 400 if that is not the announced one."""
         digest = hashlib.sha256()
         temporary = self.folder / f"{uuid.uuid4()}.incomplete"
-        with temporary.open("wb") as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                file.write(chunk)
-        if sha256 not in (None, digest.hexdigest()):
-            temporary.unlink()
-            raise HubError(400, f"expected content of SHA-256 {sha256}, got {digest.hexdigest()}")
-        temporary.replace(self.path(digest.hexdigest()))
+        try:
+            with temporary.open("wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+            if sha256 not in (None, digest.hexdigest()):
+                raise HubError(400, f"expected content of SHA-256 {sha256}, got {digest.hexdigest()}")
+            temporary.replace(self.path(digest.hexdigest()))
+        finally:
+            temporary.unlink(missing_ok=True)
         return digest.hexdigest()
 
     def regular(self, content: bytes) -> Blob:
