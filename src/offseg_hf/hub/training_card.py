@@ -1,0 +1,265 @@
+"""The card of one's own model, from what its training wrote beside it.
+
+Of `runs/NAME/best` that is `recipe.yaml` and `log.jsonl` in `runs/NAME`, and `environment.json` there: one object of
+names and plain values, such as versions, device and `git_commit`. Whatever is not there is left out. A path of this
+machine never reaches the card, only the last part of it.
+"""
+
+import io
+import json
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image
+from transformers import AutoConfig, PreTrainedConfig
+
+from offseg_hf import register
+from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.scenes import SCENE_LABELS
+from offseg_hf.hub.cards import CARD, TASK, front_matter, render_card
+from offseg_hf.visualization import draw_curves
+
+
+CURVES = "training_curves.png"
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+SCORES = ("mIoU", "mAcc", "aAcc")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of a model's training: empty where nothing is.
+
+    recipe: as a tree of texts; recipe_text: the same in YAML. log: a line per report, with `loss` or with `mIoU`.
+    iteration: of the weights. scores: ratios from 0 to 1, and `scores_of` says of which data.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    log: list[dict[str, float]] = field(default_factory=list)
+    iteration: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    scores_of: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def training_card_files(folder: str | Path, repository: str) -> dict[str, str | bytes]:
+    """Path in the repository -> content, of all that says on the Hub how the model in `folder` was made.
+
+    folder: a checkpoint of a training, or the folder of any model of this package or of transformers.
+    Raises ValueError for a folder without a model, or with a file beside it that is damaged.
+    """
+    folder = Path(folder)
+    register()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{folder}: expected the folder of a model, got none that can be read: {reason}") from error
+    training = read_training(folder)
+    files: dict[str, str | bytes] = {}
+    curves = _curves(training.log)
+    if curves is not None:
+        files[CURVES] = curves
+    return {CARD: _card(folder, repository, config, training, CURVES if curves else None)} | files
+
+
+def read_training(folder: Path) -> Training:
+    """What lies in and beside the checkpoint `folder`; raises ValueError for a file that is not what it should be."""
+    run = folder.resolve().parent
+    recipe_text = _read(run / "recipe.yaml", shareable)
+    recipe = _read(run / "recipe.yaml", lambda text: yaml.load(shareable(text), yaml.BaseLoader)) or {}
+    log = (_read(run / "log.jsonl", _lines) or []) if recipe else []
+    environment = (_read(run / "environment.json", json.loads) or {}) if recipe else {}
+    iteration = _iteration(folder / "training_state.pt")
+    scores, scores_of = _evaluation(folder)
+    if not scores:
+        scores = next((line for line in log if line["iteration"] == iteration and "mIoU" in line), {})
+        split = recipe.get("data", {}).get("validation_split", "validation")
+        scores_of = f"On the split `{split}`, one scale, by the training at iteration {iteration}." if scores else ""
+    return Training(
+        recipe=recipe,
+        recipe_text=recipe_text or "",
+        log=log,
+        iteration=iteration,
+        scores={name: scores[name] for name in SCORES if scores.get(name) is not None},
+        scores_of=scores_of,
+        environment={name: _without_place(str(value)) for name, value in environment.items()},
+    )
+
+
+def shareable(recipe: str) -> str:
+    """A recipe in YAML without what is private in it: of paths that say where they lie on a machine, the last part."""
+    root = yaml.compose(recipe, yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError("expected keys and values")
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.ScalarNode):
+            node.value = _without_place(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
+        else:
+            nodes += node.value
+    return yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True, width=119).strip()
+
+
+def _without_place(text: str) -> str:
+    path = PureWindowsPath(text)  # its parts are separated by either slash
+    first = path.parts[0] if path.parts else ""
+    is_absolute = path.is_absolute() or PurePosixPath(text).is_absolute() or first.startswith(("~", "file:"))
+    return path.name if is_absolute or ".." in path.parts else text
+
+
+def _read(path: Path, parse: Any) -> Any:
+    """What `parse` makes of a file; None without one."""
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected what a training writes, got a file that is none: {reason}") from error
+
+
+def _lines(text: str) -> list[dict[str, float]]:
+    """JSON lines; one that a kill cut short, the last, is left out."""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _iteration(state: Path) -> int | None:
+    """The iteration that a checkpoint is of; of the weights in it nothing is read."""
+    if not state.is_file():
+        return None
+    try:
+        return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["progress"]["iteration"]
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{state}: expected the state of a training, got a file that cannot be read") from error
+
+
+def _evaluation(folder: Path) -> tuple[dict[str, float], str]:
+    """The scores that `offseg evaluate` found for this model, and of what, if its report lies in or beside it."""
+    for path in (folder / "evaluation.json", folder.resolve().parent / "evaluation.json"):
+        report = _read(path, json.loads)
+        if report is None or (path.parent != folder and Path(report["model"]["name"]).resolve() != folder.resolve()):
+            continue
+        data, protocol = report["dataset"], report["protocol"]
+        scales = "six scales and their mirror images" if protocol["test_time_augmentation"] else "one scale"
+        return report["metrics"], f"On {data['num_images']} images, split `{data['split']}`, {scales}."
+    return {}, ""
+
+
+def _curves(log: list[dict[str, float]]) -> bytes | None:
+    """Loss and mIoU over the iterations as a PNG; None if there is nothing to draw."""
+    points = {
+        name: [(line["iteration"], line[key]) for line in log if key in line]
+        for name, key in (("loss", "loss"), ("mIoU of the validation", "mIoU"))
+    }
+    curves = {name: line for name, line in points.items() if any(y > 0 for _, y in line)}
+    if not curves:
+        return None
+    file = io.BytesIO()
+    image: Image.Image = draw_curves("Over the iterations of the training", curves)
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def _card(folder: Path, repository: str, config: PreTrainedConfig, training: Training, curves: str | None) -> str:
+    name = repository.rpartition("/")[2]
+    classes = [config.id2label[index] for index in range(config.num_labels)]
+    model, data = (training.recipe.get(section, {}) for section in ("model", "data"))
+    data_id = _hub_id(data.get("source"), folder)
+    data_title = _data_title(classes, data.get("source"))
+    base_model = _hub_id(_start(model), folder)
+    front = ModelCardData(
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        datasets=[data_id] if data_id else None,
+        metrics=["mean_iou"] if training.scores else None,
+        model_name=name,
+        eval_results=_eval_results(training, data_id, data_title) or None,
+        **front_matter(config, config.model_type),
+    )
+    if not training.scores:
+        front.pop("model_name")
+    architecture = (config.architectures or [config.model_type])[0]
+    return render_card(
+        front,
+        config=config,
+        repository=repository,
+        has_code=bool(getattr(config, "auto_map", None)) and any(folder.glob("*.py")),
+        official=False,
+        title=name,
+        summary=f"{architecture} for the {len(classes)} classes of {data_title}, made with offseg_hf.",
+        scores=training.scores,
+        scores_note=training.scores_of,
+        curves=curves,
+        recipe=training.recipe_text,
+        training_note=_training_note(training, data_id, data_title, base_model),
+        environment=training.environment,
+        data_title=data_title,
+        classes=classes,
+    )
+
+
+def _training_note(training: Training, data_id: str | None, data_title: str, base_model: str | None) -> str:
+    if not training.recipe:
+        return ""
+    recipe = training.recipe
+    done, all_of_them = training.iteration, recipe["schedule"]["iterations"]
+    iterations = f"{all_of_them} iterations" if done is None else f"{done} of {all_of_them} iterations"
+    data = f"[{data_id}](https://huggingface.co/datasets/{data_id})" if data_id else data_title
+    start = _start(recipe["model"])
+    begin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else start
+    return (
+        f"{iterations} of {recipe['training']['batch_size']} samples of {data}, split "
+        f"`{recipe['data']['train_split']}`, with AdamW at a learning rate of {recipe['optimizer']['learning_rate']}, "
+        f"beginning from {begin or 'random weights'}."
+    )
+
+
+def _start(model: dict[str, Any]) -> str | None:
+    """What the weights began from: a name on the Hub, a file or a folder; None for random ones."""
+    return next((model[key] for key in ("checkpoint", "pretrained") if model.get(key, "null") != "null"), None)
+
+
+def _hub_id(source: str | None, folder: Path) -> str | None:
+    """`source` if it is a name on the Hub, and not of something that lies around here."""
+    if source is None or not HUB_ID.fullmatch(source) or source.endswith(WEIGHTS):
+        return None
+    is_local = any((place / source).exists() for place in (Path.cwd(), *folder.resolve().parents))
+    return None if is_local else source
+
+
+def _data_title(classes: list[str], source: str | None) -> str:
+    """The name of the data set: a known one's title by its classes, else the last part of where it came from."""
+    for labels in (*LABEL_SETS.values(), SCENE_LABELS):
+        if labels.names == tuple(classes):
+            return labels.title
+    return PureWindowsPath(source).name if source else "the data that it was trained on"
+
+
+def _eval_results(training: Training, data_id: str | None, data_title: str) -> list[EvalResult]:
+    if "mIoU" not in training.scores:
+        return []
+    split = training.recipe.get("data", {}).get("validation_split", "validation")
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Semantic segmentation",
+            dataset_type=data_id or re.sub(r"\W+", "-", data_title.casefold()),
+            dataset_name=data_title,
+            dataset_split=split,
+            metric_type="mean_iou",
+            metric_name="mIoU, %",
+            metric_value=round(100 * training.scores["mIoU"], 2),
+            verified=False,
+        )
+    ]
