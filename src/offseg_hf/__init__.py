@@ -17,6 +17,7 @@ _MODULE_OF = {
     "MeanIoU": "metrics",
     "MscanBackbone": "models.modeling_offset_segnext",
     "MscanConfig": "models.configuration_offset_segnext",
+    "OffSegBackbone": "models.modeling_offseg",
     "OffSegConfig": "models.configuration_offseg",
     "OffSegForSemanticSegmentation": "models.modeling_offseg",
     "OffSegImageProcessor": "models.image_processing_offseg",
@@ -29,6 +30,7 @@ _MODULE_OF = {
     "OffsetMask2FormerConfig": "models.configuration_offset_mask2former",
     "OffsetMask2FormerForUniversalSegmentation": "models.modeling_offset_mask2former",
     "OffsetMask2FormerImageProcessor": "models.image_processing_offset_mask2former",
+    "OffsetSegNextBackbone": "models.modeling_offset_segnext",
     "OffsetSegNextConfig": "models.configuration_offset_segnext",
     "OffsetSegNextForSemanticSegmentation": "models.modeling_offset_segnext",
     "OffsetSegformerConfig": "models.configuration_offset_segformer",
@@ -70,6 +72,7 @@ _REGISTERED = (
         ("AutoBackbone", "modeling_offseg", "EfficientFormerV2Backbone"),
         None,
     ),
+    (("configuration_offseg", "OffSegConfig"), ("AutoBackbone", "modeling_offseg", "OffSegBackbone"), None),
     (
         ("configuration_offset_learning", "OffsetLearningConfig"),
         ("AutoModelForSemanticSegmentation", "modeling_offset_learning", "OffsetLearningForSemanticSegmentation"),
@@ -92,6 +95,11 @@ _REGISTERED = (
     (
         ("configuration_offset_segnext", "MscanConfig"),
         ("AutoBackbone", "modeling_offset_segnext", "MscanBackbone"),
+        None,
+    ),
+    (
+        ("configuration_offset_segnext", "OffsetSegNextConfig"),
+        ("AutoBackbone", "modeling_offset_segnext", "OffsetSegNextBackbone"),
         None,
     ),
     (

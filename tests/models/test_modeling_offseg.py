@@ -5,7 +5,13 @@ import torch
 from torch import nn
 from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
-from offseg_hf import EfficientFormerV2Backbone, EfficientFormerV2Config, OffSegConfig, OffSegForSemanticSegmentation
+from offseg_hf import (
+    EfficientFormerV2Backbone,
+    EfficientFormerV2Config,
+    OffSegBackbone,
+    OffSegConfig,
+    OffSegForSemanticSegmentation,
+)
 from tests.oracle import plain
 
 
@@ -79,6 +85,20 @@ def test_switches_leave_no_unused_parameters():
         "offset_learning.feature_offset_proj.weight"
     }
     assert not any("fusions" in name for name in small_model(pixel_decoder="mlp").state_dict())
+
+
+@torch.no_grad()
+def test_start_without_offsets(tmp_path):
+    """The model begins as its own ablation does; what was trained is loaded as it is."""
+    model = small_model(start_without_offsets=True)
+    plain_model = small_model(use_class_offset=False, use_feature_offset=False)
+    assert not plain_model.load_state_dict(model.state_dict(), strict=False).missing_keys
+    pixel_values = images(1, 3, 64, 64)
+    torch.testing.assert_close(model(pixel_values).logits, plain_model(pixel_values).logits)
+    model.offset_learning.reset_parameters()
+    model.save_pretrained(tmp_path)
+    loaded = OffSegForSemanticSegmentation.from_pretrained(tmp_path)
+    assert loaded.offset_learning.class_offset_proj.weight.any()
 
 
 @torch.no_grad()
@@ -229,6 +249,22 @@ def test_backbone_in_upernet():
     output.loss.backward()
     assert output.logits.shape == (2, 5, 70, 90)
     assert model.backbone.encoder.stem.conv1.conv.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_backbone_of_a_trained_model(tmp_path):
+    """The encoder of an OffSeg, by the Auto class alone."""
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    # Past AutoBackbone's own `from_pretrained`, which asks the Hub about folders too.
+    load = super(AutoBackbone.__base__, AutoBackbone).from_pretrained
+    backbone, report = load(tmp_path, out_features=["stage2", "stage4"], output_loading_info=True)
+    assert type(backbone) is OffSegBackbone and not any(report.values())
+    pixel_values = images(1, 3, 64, 96)
+    expected = model(pixel_values, output_hidden_states=True).hidden_states
+    maps = backbone(pixel_values).feature_maps
+    assert all(torch.equal(a, b) for a, b in zip(maps, (expected[1], expected[3]), strict=True))
+    assert backbone.channels == [16, 32]
 
 
 def test_encoder_of_a_backbone_checkpoint(tmp_path):

@@ -192,6 +192,16 @@ def test_drop_path_grows_with_depth():
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0}
 
 
+@pytest.mark.parametrize("start_without_offsets", [False, True])
+def test_start_without_offsets(start_without_offsets):
+    model = OffsetSegformerForSemanticSegmentation(
+        OffsetSegformerConfig(**SMALL, start_without_offsets=start_without_offsets)
+    )
+    for proj in model.offset_learning.offset_projs():
+        assert proj.weight.any() != start_without_offsets
+    assert model.offset_learning.class_representation.any()
+
+
 def test_initialisation():
     """As the official code starts from scratch."""
     torch.manual_seed(0)

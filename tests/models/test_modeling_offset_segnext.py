@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoBackbone, AutoModelForSemanticSegmentation, UperNetConfig, UperNetForSemanticSegmentation
 
-from offseg_hf import MscanBackbone, MscanConfig, OffsetSegNextConfig, OffsetSegNextForSemanticSegmentation
+from offseg_hf import (
+    MscanBackbone,
+    MscanConfig,
+    OffsetSegNextBackbone,
+    OffsetSegNextConfig,
+    OffsetSegNextForSemanticSegmentation,
+)
 from offseg_hf.models.encoder_mscan import MscaBlock
 
 
@@ -115,6 +121,16 @@ def test_batch_norms_learn_their_statistics():
     assert len(norms) == 2 + 3 + 2 * sum(SEGNEXT["depths"])
     assert not any(torch.equal(norm.running_mean, before[name]) for name, norm in norms.items())
     assert all(norm.weight.requires_grad and norm.bias.requires_grad for norm in norms.values())
+
+
+@pytest.mark.parametrize("start_without_offsets", [False, True])
+def test_start_without_offsets(start_without_offsets):
+    model = OffsetSegNextForSemanticSegmentation(
+        OffsetSegNextConfig(**SEGNEXT, start_without_offsets=start_without_offsets)
+    )
+    for proj in model.offset_learning.offset_projs():
+        assert proj.weight.any() != start_without_offsets
+    assert model.offset_learning.class_representation.any()
 
 
 def test_initialisation_is_the_official_one():
@@ -314,6 +330,20 @@ def test_backbone():
     some.load_state_dict(backbone.state_dict())
     maps = some(images(1, 3, 70, 33)).feature_maps
     assert all(torch.equal(a, b) for a, b in zip(maps, output.feature_maps[2::2], strict=True))
+
+
+@torch.no_grad()
+def test_backbone_of_a_trained_model(tmp_path):
+    """The encoder of a SegNeXt, by the Auto class alone."""
+    model = small_model().eval()
+    model.save_pretrained(tmp_path)
+    load = super(AutoBackbone.__base__, AutoBackbone).from_pretrained  # AutoBackbone's own asks the Hub about folders
+    backbone, report = load(tmp_path, out_features=["stage2", "stage4"], output_loading_info=True)
+    assert type(backbone) is OffsetSegNextBackbone and not any(report.values())
+    pixel_values = images(1, 3, 64, 96)
+    expected = model(pixel_values, output_hidden_states=True).hidden_states
+    maps = backbone(pixel_values).feature_maps
+    assert all(torch.equal(a, b) for a, b in zip(maps, (expected[1], expected[3]), strict=True))
 
 
 def test_backbone_in_upernet():

@@ -53,7 +53,7 @@ OFFSEG_SIZES = {
 }
 
 
-class EncoderConfig(PreTrainedConfig):
+class EncoderConfig(BackboneConfigMixin, PreTrainedConfig):
     """The fields that describe an EfficientFormerV2, shared by the backbone and by OffSeg; by default an S1."""
 
     num_channels: int = 3
@@ -72,6 +72,16 @@ class EncoderConfig(PreTrainedConfig):
     learn_batch_norm_statistics: bool = False
     initializer_range: float = 0.02
 
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self):
         """Part of the `strict` validation: one number per stage, one ratio per block."""
         if not len(self.hidden_sizes) == len(self.depths) == len(self.mlp_ratios) == 4:
@@ -89,7 +99,7 @@ class EncoderConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientFormerV2Config(BackboneConfigMixin, EncoderConfig):
+class EfficientFormerV2Config(EncoderConfig):
     r"""
     Configuration of [`EfficientFormerV2Backbone`].
 
@@ -117,16 +127,6 @@ class EfficientFormerV2Config(BackboneConfigMixin, EncoderConfig):
 
     model_type = "efficientformer_v2"
 
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs):
-        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
-        super().__post_init__(**kwargs)
-
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "EfficientFormerV2Config":
         """The configuration of `size`, one of s0, s1, s2 and l; `kwargs` override its fields."""
@@ -150,6 +150,8 @@ class OffSegConfig(EncoderConfig):
         Whether offset learning moves the class representations towards the image.
     use_feature_offset (`bool`, *optional*, defaults to `True`):
         Whether offset learning moves the pixel features towards the classes.
+    start_without_offsets (`bool`, *optional*, defaults to `False`):
+        Whether both offsets begin at zero, and the training moves them, instead of at random as in the paper.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         The label of pixels that do not count in the loss.
 
@@ -169,6 +171,7 @@ class OffSegConfig(EncoderConfig):
     decoder_hidden_size: int = 256
     use_class_offset: bool = True
     use_feature_offset: bool = True
+    start_without_offsets: bool = False
     semantic_loss_ignore_index: int = 255
 
     # Trainer and pipelines gather every output that is not named here; the sizes are an echo of the input.

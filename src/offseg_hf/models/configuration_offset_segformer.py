@@ -35,6 +35,8 @@ class OffsetSegformerConfig(SegformerConfig):
         Whether offset learning moves the class representations towards the image.
     use_feature_offset (`bool`, *optional*, defaults to `True`):
         Whether offset learning moves the pixel features towards the classes.
+    start_without_offsets (`bool`, *optional*, defaults to `False`):
+        Whether both offsets begin at zero, and the training moves them, instead of at random as in the paper.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         The label of pixels that do not count in the loss.
 
@@ -51,6 +53,7 @@ class OffsetSegformerConfig(SegformerConfig):
 
     use_class_offset: bool = True
     use_feature_offset: bool = True
+    start_without_offsets: bool = False
 
     # Trainer and pipelines gather every output that is not named here; the sizes are an echo of the input.
     keys_to_ignore_at_inference = ["hidden_states", "image_sizes"]

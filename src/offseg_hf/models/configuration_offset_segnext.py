@@ -24,7 +24,7 @@ SEGNEXT_SIZES = {
 }
 
 
-class MscanEncoderConfig(PreTrainedConfig):
+class MscanEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
     """The fields that describe an MSCAN, shared by the backbone and by SegNeXt; by default an MSCAN-T."""
 
     num_channels: int = 3
@@ -34,6 +34,16 @@ class MscanEncoderConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     layer_scale_init_value: float = 1e-2
     initializer_range: float = 0.02
+
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Part of the `strict` validation: one number per stage."""
@@ -45,7 +55,7 @@ class MscanEncoderConfig(PreTrainedConfig):
 
 
 @strict
-class MscanConfig(BackboneConfigMixin, MscanEncoderConfig):
+class MscanConfig(MscanEncoderConfig):
     r"""
     Configuration of [`MscanBackbone`].
 
@@ -64,16 +74,6 @@ class MscanConfig(BackboneConfigMixin, MscanEncoderConfig):
     ```"""
 
     model_type = "mscan"
-
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs):
-        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
-        super().__post_init__(**kwargs)
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "MscanConfig":
@@ -101,6 +101,8 @@ class OffsetSegNextConfig(MscanEncoderConfig):
         Whether offset learning moves the class representations towards the image.
     use_feature_offset (`bool`, *optional*, defaults to `True`):
         Whether offset learning moves the pixel features towards the classes.
+    start_without_offsets (`bool`, *optional*, defaults to `False`):
+        Whether both offsets begin at zero, and the training moves them, instead of at random as in the paper.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         The label of pixels that do not count in the loss.
 
@@ -122,6 +124,7 @@ class OffsetSegNextConfig(MscanEncoderConfig):
     nmf_seed: int = 0
     use_class_offset: bool = True
     use_feature_offset: bool = True
+    start_without_offsets: bool = False
     semantic_loss_ignore_index: int = 255
 
     # Trainer and pipelines gather every output that is not named here; the sizes are an echo of the input.

@@ -68,6 +68,8 @@ class OffSegPreTrainedModel(WeightInitializationMixin, PreTrainedModel):
                 init.kaiming_normal_(conv_norm.conv.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, OffsetLearning):
             module.reset_parameters(std)
+            if self.config.start_without_offsets:
+                module.start_without_offsets()
 
 
 class EfficientFormerV2Backbone(EncoderBackboneMixin, OffSegPreTrainedModel):
@@ -86,6 +88,13 @@ class EfficientFormerV2Backbone(EncoderBackboneMixin, OffSegPreTrainedModel):
         stem = self.encoder.stem(pad_to_stride(pixel_values))
         maps = zip((4, 4, 8, 16, 32), (stem, *self.encoder.forward_stages(stem)))
         return tuple(crop_to_stride(x, pixel_values, stride) for stride, x in maps)
+
+
+class OffSegBackbone(EfficientFormerV2Backbone):
+    """The encoder of a trained OffSeg as a backbone."""
+
+    config: OffSegConfig
+    _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
 
 class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedModel):
@@ -143,6 +152,7 @@ def crop_to_stride(x: Tensor, pixel_values: Tensor, stride: int) -> Tensor:
 
 __all__ = [
     "EfficientFormerV2Backbone",
+    "OffSegBackbone",
     "OffSegForSemanticSegmentation",
     "OffSegPreTrainedModel",
 ]

@@ -36,6 +36,8 @@ class OffsetSegformerPreTrainedModel(WeightInitializationMixin, ModuleNamesMixin
             super()._init_weights(module)
         elif isinstance(module, OffsetLearning):
             module.reset_parameters(self.config.initializer_range)
+            if self.config.start_without_offsets:
+                module.start_without_offsets()
         elif isinstance(module, OffsetSegformerForSemanticSegmentation):
             init_encoder(module.segformer)
 

@@ -45,6 +45,8 @@ class OffsetSegNextPreTrainedModel(PreTrainedModel):
             init.copy_(module.bases, module.initial_bases())
         elif isinstance(module, OffsetLearning):
             module.reset_parameters(self.config.initializer_range)
+            if self.config.start_without_offsets:
+                module.start_without_offsets()
 
 
 class MscanBackbone(EncoderBackboneMixin, OffsetSegNextPreTrainedModel):
@@ -62,6 +64,13 @@ class MscanBackbone(EncoderBackboneMixin, OffsetSegNextPreTrainedModel):
         """The stem's map and the stages'."""
         stem = self.encoder.stem(pixel_values)
         return (stem, *self.encoder.forward_stages(stem))
+
+
+class OffsetSegNextBackbone(MscanBackbone):
+    """The encoder of a trained SegNeXt as a backbone."""
+
+    config: OffsetSegNextConfig
+    _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
 
 class OffsetSegNextForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegNextPreTrainedModel):
@@ -106,6 +115,7 @@ def build_encoder(config: MscanEncoderConfig) -> MscanEncoder:
 
 __all__ = [
     "MscanBackbone",
+    "OffsetSegNextBackbone",
     "OffsetSegNextForSemanticSegmentation",
     "OffsetSegNextPreTrainedModel",
 ]
