@@ -49,6 +49,7 @@ from offseg_hf.evaluation import (
 from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, whole_file
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.evaluation.run import check_classes
+from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.metrics import MeanIoU
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear
 from offseg_hf.models.sliding_window import sliding_windows
@@ -146,6 +147,20 @@ def test_reading_in_another_way_changes_nothing(model, processor, scenes_folder,
     expected = evaluate_model(model, processor, scenes)
     assert np.array_equal(result["confusion_matrix"], expected["confusion_matrix"])
     assert result["num_images"] == NUM_IMAGES
+
+
+def test_of_a_stream_what_others_read_is_not_decoded(processor, scenes_folder, scenes, monkeypatch):
+    decoded, decode = [], LabelImage.decode_example
+    monkeypatch.setattr(
+        LabelImage, "decode_example", lambda *cell, **tokens: decoded.append(1) or decode(*cell, **tokens)
+    )
+    reader = SampleReader(load_segmentation_data(scenes_folder, "val", streaming=True), processor, ())
+    for place, expected in (((0, 2, 0), [0, 2, 4]), ((1, 2, 0), [1, 3]), ((0, 2, 2), [4]), ((1, 2, 2), [])):
+        decoded.clear()
+        samples = list(reader.stream(*place))
+        assert [sample.index for sample in samples] == expected and len(decoded) == len(expected)
+        for sample in samples:
+            assert np.array_equal(sample.label, scenes[sample.index]["label"])
 
 
 def test_training_goes_on_as_if_there_had_been_no_evaluation(model, processor, scenes):
@@ -570,6 +585,7 @@ def test_two_processes_count_what_one_counts(model_folder, scenes_folder, tmp_pa
         "from offseg_hf.evaluation import evaluate\n"
         "report = evaluate(sys.argv[1], sys.argv[2], 'val', save_dir=sys.argv[3], submission=True)\n"
         "print('MAIN' if report else 'OTHER')\n"
+        "evaluate(sys.argv[1], sys.argv[2], 'val', json_file=sys.argv[3] + '.json', streaming=True)\n"
     )
     # torchrun, as `accelerate launch --cpu` starts one process only, unless MPI is installed.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -586,6 +602,9 @@ def test_two_processes_count_what_one_counts(model_folder, scenes_folder, tmp_pa
     assert two["environment"]["processes"] == 2
     one = evaluate(model_folder, scenes_folder, "val", save_dir=tmp_path / "one", submission=True, device="cpu")
     assert two["metrics"] == one["metrics"] and two["classes"] == one["classes"]
+    streamed = json.loads((tmp_path / "two.json").read_text())
+    assert streamed["metrics"] == one["metrics"] and streamed["classes"] == one["classes"]
+    assert streamed["dataset"]["num_images"] == NUM_IMAGES
     assert two["dataset"]["num_images"] == NUM_IMAGES  # odd: none is counted twice to make it even
     for path in (tmp_path / "one" / "submission").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / "submission" / path.name).read_bytes()

@@ -57,7 +57,7 @@ def test_labels_as_an_argument(tmp_path):
     trees.plain(tmp_path / "data")
     classes = tmp_path / "data" / "classes.json"
     classes.rename(tmp_path / "other.json")
-    with pytest.raises(ValueError, match="found images, masks"):
+    with pytest.raises(ValueError, match="expected a classes.json beside images/ and masks/"):
         load_segmentation_data(tmp_path / "data")
     data = load_segmentation_data(tmp_path / "data", "train", labels=tmp_path / "other.json")
     assert np.array_equal(ids_of(data[0]), PLAIN_IDS)
@@ -162,12 +162,12 @@ def test_classes_json_beside_parquet(tmp_path):
 
 
 def test_sources_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="no such folder; expected one, or the id of a data set on the Hub"):
-        load_segmentation_data(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="expected a folder like those of ADE20K.*found nothing"):
+    with pytest.raises(ValueError, match=r"expected classes.json with images/ and masks/ \(plain\), .*found nothing"):
         load_segmentation_data(tmp_path)
     trees.plain(tmp_path / "plain")
-    with pytest.raises(ValueError, match="a folder of images has no columns"):
+    with pytest.raises(
+        ValueError, match="expected no image_column, which a folder of images does not have, got 'photo'"
+    ):
         load_segmentation_data(tmp_path / "plain", image_column="photo")
     with pytest.raises(ValueError, match="the data has no column `label` with class names"):
         label_set_of(columns([PLAIN_IDS]))

@@ -7,15 +7,32 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from offseg_hf.data.label_image import LabelImage
+from offseg_hf.data.labels import LabelSet, distinct_colours
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.data.transforms import TrainingTransform
 
 
 TRANSFORM = TrainingTransform(crop_size=(16, 16), scale=(64, 16))
 SAMPLES = 5
+LABELS = LabelSet(
+    name="seven",
+    title="Seven classes",
+    names=tuple("abcdefg"),
+    palette=distinct_colours(7),
+    raw_ids=tuple(range(7)),
+    void_ids=(100,),
+    reduce_zero_label=False,
+    ignore_index=100,
+)
+
+
+LABEL = LabelImage.of(LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +45,7 @@ def data(tmp_path_factory) -> datasets.Dataset:
             path = folder / f"{column}-{index}.png"
             Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(path)
             rows[column].append(str(path))
-    return datasets.Dataset.from_dict(
-        rows, features=datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    )
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image(), label=LABEL))
 
 
 def read(data, count: int, start: int = 0, **loader) -> torch.Tensor:
@@ -110,6 +125,53 @@ def test_key_is_the_stream():
     assert list(itertools.islice(sampler, 30)) == keys  # from its start again
 
 
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}])
+def test_loaders_that_give_indices(data, workers):
+    """As accelerate's, which tells the epoch: the samples of each epoch are those of the training loop."""
+    samples = TrainingSet(data, TRANSFORM, seed=3)
+    loader = Accelerator(cpu=True).prepare(DataLoader(samples, batch_size=2, shuffle=True, **workers))
+    for epoch in range(3):
+        seen = {values.numpy().tobytes() for batch in loader for values in batch["pixel_values"]}
+        assert seen == {samples[epoch, index]["pixel_values"].numpy().tobytes() for index in range(SAMPLES)}
+
+
+def shards(data, **options) -> list[DataLoader]:
+    """What the two processes have in which accelerate has prepared a loader."""
+    parts = []
+    for process in range(2):
+        samples = TrainingSet(data, TRANSFORM, seed=3)
+        loader = DataLoader(samples, shuffle=True, generator=torch.Generator().manual_seed(0))
+        parts.append(prepare_data_loader(loader, num_processes=2, process_index=process, **options))
+    return parts
+
+
+def test_loaders_of_several_processes(data):
+    samples = TrainingSet(data, TRANSFORM, seed=3)
+    loaders = shards(data, use_seedable_sampler=False)
+    for epoch in range(2):
+        seen = {batch["pixel_values"][0].numpy().tobytes() for loader in loaders for batch in loader}
+        assert seen == {samples[epoch, index]["pixel_values"].numpy().tobytes() for index in range(SAMPLES)}
+    rest = skip_first_batches(shards(data, use_seedable_sampler=False)[0], 1)
+    rest.set_epoch(1)
+    seen = [batch["pixel_values"][0].numpy().tobytes() for batch in rest]
+    assert len(seen) == 2 and all(
+        pixels in {samples[1, i]["pixel_values"].numpy().tobytes() for i in range(SAMPLES)} for pixels in seen
+    )
+
+
+def test_loaders_that_do_not_tell_the_epoch(data):
+    """As accelerate's of several processes by default: they tell it to their samplers alone."""
+    with pytest.raises(TypeError, match="Trainer takes, in several processes or to resume, accelerator_config="):
+        next(iter(shards(data, use_seedable_sampler=True)[0]))
+
+
+def test_padding_is_what_the_data_ignores(data):
+    small = TrainingTransform(crop_size=(32, 32), photometric=False)
+    sample = TrainingSet(data, small)[0, 0]
+    assert (sample["labels"] == 100).sum() == 32 * 32 - 20 * 24
+    assert (sample["labels"][20:] == 100).all() and (sample["labels"][:, 24:] == 100).all()
+
+
 def test_pickle(data):
     samples = TrainingSet(data, TRANSFORM, seed=3)
     again = pickle.loads(pickle.dumps(samples))
@@ -121,7 +183,7 @@ def test_errors_name_the_file(data, tmp_path):
     Image.new("L", (7, 9)).save(tmp_path / "small.png")
     labels = [*data.cast_column("label", datasets.Image(decode=False))["label"]]
     labels[1] = {"path": str(tmp_path / "small.png"), "bytes": None}
-    broken = data.remove_columns("label").add_column("label", labels).cast_column("label", datasets.Image())
+    broken = data.remove_columns("label").add_column("label", labels).cast_column("label", LABEL)
     samples = TrainingSet(broken, TRANSFORM)
     assert samples[0, 0]
     with pytest.raises(ValueError, match=r"image-1\.png: expected an image and a label map of one size"):
@@ -129,8 +191,10 @@ def test_errors_name_the_file(data, tmp_path):
 
 
 def test_wrong_arguments(data):
-    with pytest.raises(TypeError, match=r"\(epoch, index\) as a key, got 0; .* TrainingSampler"):
+    with pytest.raises(TypeError, match=r"\(epoch, index\) as a key, got 0 before .* TrainingSampler .* Trainer"):
         TrainingSet(data, TRANSFORM)[0]
+    with pytest.raises(ValueError, match="no column `label` with class names"):
+        TrainingSet(data.cast_column("label", datasets.Image()), TRANSFORM)
     with pytest.raises(ValueError, match="columns image and label, got image"):
         TrainingSet(data.remove_columns("label"), TRANSFORM)
     for seed in (-1, 0.5):

@@ -13,6 +13,8 @@ from offseg_hf.cli.console import command, progress_bar, quiet_libraries, stderr
 data_app = typer.Typer(help="Data sets: check, push to the Hub, generate.", no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(help="Folder of a data set, or its name on the Hub.")]
+ConfigName = Annotated[str | None, typer.Option(help="Configuration of the data set, if it comes in several.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the data set on the Hub.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, if it is not `image`.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label maps, if it is not `label`.")]
 Labels = Annotated[str | None, typer.Option(help="ade, cityscapes, cocostuff, context59 or a classes.json.")]
@@ -23,6 +25,8 @@ def check(
     source: Source,
     split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print the pixels and images of each class.")] = False,
+    config_name: ConfigName = None,
+    revision: Revision = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
@@ -36,6 +40,8 @@ def check(
         reports = check_segmentation_data(
             source,
             split,
+            config_name=config_name,
+            revision=revision,
             image_column=image_column,
             label_column=label_column,
             labels=labels,
@@ -65,6 +71,8 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="REPO", help="Data set on the Hub, as user/name.")],
     split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
+    config_name: ConfigName = None,
+    revision: Revision = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
@@ -77,8 +85,18 @@ def push(
     quiet_libraries()
     if not stderr.is_terminal:
         datasets.disable_progress_bars()
-    columns = {"image_column": image_column, "label_column": label_column}
-    stdout.print(push_segmentation_data(source, repository, split=split, labels=labels, private=private, **columns))
+    url = push_segmentation_data(
+        source,
+        repository,
+        split=split,
+        private=private,
+        config_name=config_name,
+        revision=revision,
+        image_column=image_column,
+        label_column=label_column,
+        labels=labels,
+    )
+    stdout.print(url)
 
 
 @command(data_app)

@@ -5,19 +5,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from offseg_hf.data.datasets import (
+    ReadingOptions,
     dataset_of,
     label_set_of,
     load_segmentation_data,
+    refuse_options,
     resolve_labels,
     select_files,
 )
 from offseg_hf.data.labels import LabelSet
 from offseg_hf.data.layouts import Problem, read_layout
+from offseg_hf.data.sources import source_folder
 
 
 if TYPE_CHECKING:
@@ -62,31 +65,30 @@ def check_segmentation_data(
     source: str | Path,
     split: str | None = None,
     *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labels: LabelSet | str | Path | None = None,
     workers: int | None = None,
     on_progress: Progress | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> list[SplitReport]:
     """Read every sample, in `workers` threads (default: one per CPU), and report on each split.
 
     Problems are found all, not only the first: a missing half of a pair, an unreadable file, a label map of another
-    size than its image, values out of range, an empty split. Other arguments as of `load_segmentation_data`, whose
-    errors about the data set as a whole (unknown layout, split, classes) are raised here too.
+    size than its image, values out of range, an empty split. `options` as of `load_segmentation_data`, whose errors
+    about the data set as a whole (unknown layout, split, classes) are raised here too.
     """
+    labels = options.pop("labels", None)
     labels = None if labels is None else resolve_labels(labels)
-    files = read_layout(source, labels) if Path(source).is_dir() else None
+    folder = source_folder(source)
+    files = None if folder is None else read_layout(folder, labels)
     reports, datasets = [], []
     if files is not None:
+        refuse_options(source, "a folder of images", **options)
         for name, part in select_files(str(source), files, split).items():
             datasets.append(dataset_of(part, name))
             reports.append(SplitReport(name, part.labels, len(part.pairs), list(part.problems)))
         if not reports:
             raise ValueError(f"{source}: no split with images")
     else:
-        data = load_segmentation_data(
-            source, split, image_column=image_column, label_column=label_column, labels=labels
-        )
+        data = load_segmentation_data(source, split, labels=labels, **options)
         for name, dataset in data.items() if isinstance(data, dict) else [(str(data.split or "data"), data)]:
             datasets.append(dataset)
             reports.append(SplitReport(name, label_set_of(dataset), len(dataset)))

@@ -4,6 +4,7 @@
 
 Only `classes` is needed. `values` are the classes' values in the masks (default: their positions), `void_value` (one)
 or `void_values` what is no class there (default: the ignore index), `name` and `title` those of the data set.
+`ignore_index` is what no class becomes when it is read: 255, so that it has to be named for 256 classes or more.
 """
 
 import json

@@ -7,13 +7,15 @@ by its EXIF orientation; `models.image_operations.read_image` reads every mode t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from offseg_hf.data.classes_json import FILE_NAME, read_classes
 from offseg_hf.data.labels import LABEL_SETS, LabelSet
-from offseg_hf.data.layouts import Problem, SplitFiles, canonical_split, read_layout
+from offseg_hf.data.layouts import Problem, SplitFiles, find_split, read_layout
+from offseg_hf.data.sources import classes_beside, open_folder, open_on_hub, source_folder
 
 
 if TYPE_CHECKING:
@@ -25,10 +27,22 @@ if TYPE_CHECKING:
 SHOWN_PROBLEMS = 5
 
 
+class ReadingOptions(TypedDict, total=False):
+    """What functions that read data take beside its source and split, see `load_segmentation_data`."""
+
+    config_name: str | None
+    revision: str | None
+    image_column: str | None
+    label_column: str | None
+    labels: LabelSet | str | Path | None
+
+
 def load_segmentation_data(
     source: str | Path | Dataset | DatasetDict,
     split: str | None = None,
     *,
+    config_name: str | None = None,
+    revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     labels: LabelSet | str | Path | None = None,
@@ -38,7 +52,9 @@ def load_segmentation_data(
 
     source: a folder in one of the layouts of `data.layouts`, a folder written by `save_to_disk` or of parquet files,
         the id of a data set on the Hub, or a data set that is loaded already.
-    split: train, validation (or val) or test.
+    split: train, validation (or val) or test. Of a data set on the Hub the others are not downloaded.
+    config_name: of a data set that comes in several configurations.
+    revision: branch, tag or commit of a data set on the Hub; by default its newest state.
     image_column, label_column: for data sets that name them otherwise; not for folders of images.
     labels: the classes and their values in the files: a label set, the name of a benchmark, or a classes.json. Needed
         where the data does not come with them; a classes.json beside it, also on the Hub, is found. The benchmarks'
@@ -48,18 +64,30 @@ def load_segmentation_data(
     classes are not known.
     """
     labels = None if labels is None else resolve_labels(labels)
-    files = read_layout(source, labels) if isinstance(source, str | Path) and Path(source).is_dir() else None
-    if files is None:
-        data = _load_columns(source, split, image_column, label_column, labels, streaming)
-    else:
-        if image_column or label_column:
-            raise ValueError(f"{source}: a folder of images has no columns to name, got image_column or label_column")
+    folder = source_folder(source)
+    files = None if folder is None else read_layout(folder, labels)
+    if files is not None:
+        refuse_options(
+            source,
+            "a folder of images",
+            config_name=config_name,
+            revision=revision,
+            image_column=image_column,
+            label_column=label_column,
+        )
         data = _load_files(str(source), files, split)
-        data = _to_streaming(data) if streaming else data
-    for name, part in _splits(data):
+    else:
+        name = str(source) if isinstance(source, str | Path) else "the data set"
+        data = _open(source, folder, split, config_name, revision, streaming)
+        if isinstance(source, str | Path):
+            labels = labels or classes_beside(folder or name, revision)
+        if split is not None and isinstance(data, dict):
+            data = data[find_split(name, data, split)]
+        data = _map_splits(data, partial(_with_columns, name, image_column, label_column, labels))
+    for part_name, part in _splits(data):
         if hasattr(part, "__len__") and len(part) == 0:  # of streaming data nobody knows yet
-            raise ValueError(f"{source}: {name or 'the data set'} is empty")
-    return data
+            raise ValueError(f"{source}: {part_name or 'the data set'} is empty")
+    return _map_splits(data, _to_streaming) if streaming else data
 
 
 def label_set_of(data: Data | DataDict) -> LabelSet:
@@ -101,10 +129,15 @@ def select_files(source: str, files: dict[str, SplitFiles], split: str | None) -
     """The splits asked for: all, or the one named."""
     if split is None:
         return files
-    name = canonical_split(split)
-    if name not in files:
-        raise ValueError(f"{source}: no split {split!r}, it has {', '.join(files)}")
+    name = find_split(source, files, split)
     return {name: files[name]}
+
+
+def refuse_options(source: str | Path, kind: str, **options: str | None) -> None:
+    """Raise ValueError for the first option that is given, though a source of this kind has no such thing."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{source}: expected no {name}, which {kind} does not have, got {value!r}")
 
 
 # -- folders of images -----------------------------------------------------------------------------------------------
@@ -143,89 +176,35 @@ def problem_text(problems: list[Problem]) -> str:
     return "\n".join(shown)
 
 
-def _to_streaming(data: Dataset | DatasetDict) -> Data | DataDict:
-    from datasets import DatasetDict, IterableDatasetDict
+def _to_streaming(data: Data) -> IterableDataset:
+    from datasets import Dataset
 
-    if isinstance(data, DatasetDict):
-        return IterableDatasetDict({name: _to_streaming(part) for name, part in data.items()})
-    return data.to_iterable_dataset(num_shards=min(len(data), 64))
+    return data.to_iterable_dataset(num_shards=min(len(data), 64)) if isinstance(data, Dataset) else data
 
 
 # -- columns of data sets --------------------------------------------------------------------------------------------
 
 
-def _load_columns(
+def _open(
     source: str | Path | Dataset | DatasetDict,
+    folder: Path | None,
     split: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    labels: LabelSet | None,
+    config_name: str | None,
+    revision: str | None,
     streaming: bool,
 ) -> Data | DataDict:
-    if isinstance(source, str | Path):
-        data = _open(str(source), streaming)
-        labels = labels or _classes_beside(str(source))
-        name = str(source)
-    else:
-        data, name = source, "the data set"
-    if split is not None and isinstance(data, dict):
-        wanted = next((key for key in data if canonical_split(key) == canonical_split(split)), None)
-        if wanted is None:
-            raise ValueError(f"{name}: no split {split!r}, it has {', '.join(data)}")
-        data = data[wanted]
-    if not isinstance(data, dict):
-        return _with_columns(data, name, image_column, label_column, labels)
-    return type(data)(
-        {key: _with_columns(part, name, image_column, label_column, labels) for key, part in data.items()}
-    )
-
-
-def _open(source: str, streaming: bool) -> DataDict | Data:
-    from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DatasetNotFoundError
-
-    from offseg_hf.data import label_image  # noqa: F401 - its type of columns may be in the files
-
-    folder = Path(source)
-    if not folder.is_dir():
-        if folder.exists() or source.startswith((".", "/", "~")):
-            raise ValueError(f"{source}: no such folder; expected one, or the id of a data set on the Hub")
-        try:
-            return load_dataset(source, streaming=streaming)
-        except DatasetNotFoundError as error:
-            raise ValueError(f"{source}: no such folder, and {error}") from None
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        data = load_from_disk(source)
-        return _to_streaming(data) if streaming else data
-    if next(folder.rglob("*.parquet"), None) is None:
-        raise ValueError(
-            f"{source}: expected a folder like those of ADE20K, Cityscapes, COCO-Stuff or Pascal Context, or images/ "
-            f"and masks/ with a {FILE_NAME}, or parquet files; found {_listing(folder)} (see offseg_hf.data.layouts)"
-        )
-    return load_dataset(source, streaming=streaming)
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8] + ["..."] * (len(names) > 8)) or "nothing"
-
-
-def _classes_beside(source: str) -> LabelSet | None:
-    """The classes.json of a folder or of a data set's repository on the Hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    if Path(source).is_dir():
-        path = Path(source, FILE_NAME)
-        return read_classes(path) if path.is_file() else None
-    try:
-        return read_classes(hf_hub_download(source, FILE_NAME, repo_type="dataset"))
-    except EntryNotFoundError:
-        return None
+    """What is not a folder of images, with the columns that it has; of what is on the Hub perhaps one split only."""
+    if not isinstance(source, str | Path):
+        refuse_options("the data set", "what is loaded already", config_name=config_name, revision=revision)
+        return source
+    if folder is None:
+        return open_on_hub(str(source), split, config_name, revision, streaming)
+    refuse_options(source, "a folder", revision=revision)
+    return open_folder(folder, config_name, streaming)
 
 
 def _with_columns(
-    data: Data, source: str, image_column: str | None, label_column: str | None, labels: LabelSet | None
+    source: str, image_column: str | None, label_column: str | None, labels: LabelSet | None, data: Data
 ) -> Data:
     from datasets import Image, IterableDataset
 
@@ -255,6 +234,17 @@ def _with_columns(
     # of a streaming data set does not write into it: there the type itself may say so.
     data = data.cast_column("label", LabelImage.of(labels, raw=True))
     return data if isinstance(data, IterableDataset) else data.cast_column("label", LabelImage.of(labels))
+
+
+def _map_splits(data: Data | DataDict, change: Callable[[Data], Data]) -> Data | DataDict:
+    """`change` on each split, whose types may become others."""
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if not isinstance(data, dict):
+        return change(data)
+    parts = {name: change(part) for name, part in data.items()}
+    are_loaded = all(isinstance(part, Dataset) for part in parts.values())
+    return DatasetDict(parts) if are_loaded else IterableDatasetDict(parts)
 
 
 def _splits(data: Data | DataDict) -> Iterator[tuple[str, Data]]:

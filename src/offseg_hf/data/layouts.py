@@ -16,7 +16,7 @@ here: names are listed and paired.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,6 +65,15 @@ def canonical_split(name: str) -> str:
     return SPLITS.get(name, name)
 
 
+def find_split(source: str, names: Iterable[str], split: str) -> str:
+    """What `split` is called in `source`, whose splits have these names; ValueError if it is none of them."""
+    names = list(names)
+    found = next((name for name in names if canonical_split(name) == canonical_split(split)), None)
+    if found is None:
+        raise ValueError(f"{source}: no split {split!r}, it has {', '.join(names)}")
+    return found
+
+
 def read_layout(folder: str | Path, labels: LabelSet | None = None) -> dict[str, SplitFiles] | None:
     """The files of each split of a folder in one of the layouts above; None if it is in none of them.
 
@@ -74,14 +83,19 @@ def read_layout(folder: str | Path, labels: LabelSet | None = None) -> dict[str,
     if labels is not None and _has(Path(folder), "images") and _has(Path(folder), "masks"):
         return _plain(Path(folder), labels)
     for root in (Path(folder, name) for name in ROOTS):
-        for is_layout, read in LAYOUTS:
-            if is_layout(root):
+        for _, _, matches, read in LAYOUTS:
+            if matches(root):
                 splits = read(root)
                 for part in splits.values():
                     if labels is not None and labels.names != part.labels.names:
                         raise ValueError(f"{root}: its classes are those of {part.labels.title}, not {labels.title}")
                 return splits
     return None
+
+
+def is_layout(folder: Path) -> bool:
+    """Whether `read_layout` finds something in a folder."""
+    return any(matches(folder / name) for name in ROOTS for _, _, matches, _ in LAYOUTS)
 
 
 # -- the layouts -----------------------------------------------------------------------------------------------------
@@ -174,12 +188,38 @@ def _has(root: Path, *folders: str) -> bool:
     return root.joinpath(*folders).is_dir()
 
 
+# Name, what it is known by, whether it is that, and its files.
 LAYOUTS = (
-    (lambda root: (root / FILE_NAME).is_file() and (_has(root, "images") or _has(root, "masks")), _plain),
-    (lambda root: _has(root, "leftImg8bit") or _has(root, "gtFine"), _cityscapes),
-    (lambda root: _has(root, "SegmentationClassContext"), _pascal_context),
-    (lambda root: any(_has(root, f"annotations/{name}") for name in ("training", "validation")), _ade20k),
-    (lambda root: any(_has(root, f"annotations/{name}") for name in ("train2017", "val2017")), _cocostuff),
+    (
+        "plain",
+        f"{FILE_NAME} with images/ and masks/",
+        lambda root: (root / FILE_NAME).is_file() and (_has(root, "images") or _has(root, "masks")),
+        _plain,
+    ),
+    (
+        "Cityscapes",
+        "leftImg8bit/ and gtFine/",
+        lambda root: _has(root, "leftImg8bit") or _has(root, "gtFine"),
+        _cityscapes,
+    ),
+    (
+        "Pascal Context",
+        "JPEGImages/ and SegmentationClassContext/",
+        lambda root: _has(root, "SegmentationClassContext"),
+        _pascal_context,
+    ),
+    (
+        "ADE20K",
+        "images/ and annotations/ with training/ and validation/",
+        lambda root: any(_has(root, f"annotations/{name}") for name in ("training", "validation")),
+        _ade20k,
+    ),
+    (
+        "COCO-Stuff",
+        "images/ and annotations/ with train2017/ and val2017/",
+        lambda root: any(_has(root, f"annotations/{name}") for name in ("train2017", "val2017")),
+        _cocostuff,
+    ),
 )
 
 

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data
+from offseg_hf.data.datasets import ReadingOptions, label_set_of, load_segmentation_data
 from offseg_hf.data.labels import LabelSet
 
 
@@ -36,20 +36,18 @@ def push_segmentation_data(
     repository: str,
     *,
     split: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labels: LabelSet | str | Path | None = None,
     private: bool = False,
     max_shard_size: str = "500MB",
+    **options: Unpack[ReadingOptions],
 ) -> str:
     """Upload images as they are and label maps as class ids, with `classes.json` and a card; the URL of the data set.
 
-    `load_segmentation_data(repository)` gives the same samples, names and palette. Other arguments as there.
+    `load_segmentation_data(repository)` gives the same samples, names and palette. `options` as there.
     """
     from datasets import DatasetDict
     from huggingface_hub import HfApi
 
-    data = load_segmentation_data(source, split, image_column=image_column, label_column=label_column, labels=labels)
+    data = load_segmentation_data(source, split, **options)
     if not isinstance(data, dict):
         data = DatasetDict({str(data.split or "train"): data})
     classes = label_set_of(data)

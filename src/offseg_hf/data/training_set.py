@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from offseg_hf.data.datasets import sample_name
+from offseg_hf.data.datasets import label_set_of, sample_name
 from offseg_hf.data.transforms import TrainingTransform
 
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     import datasets
 
 
+NO_EPOCH = -1
+
+
 class TrainingSet(Dataset):
     """Augmented samples of a data set with the columns `image` and `label`, as `load_segmentation_data` returns it.
 
     A key is (epoch, index), as `TrainingSampler` yields them, and the sample is a function of it and `seed` alone:
-    neither workers nor processes nor what was read before matter, and nothing has to be told to workers that live on
-    from epoch to epoch. Errors name the sample's file.
+    neither workers nor processes nor what was read before matter. Loaders that know no epochs give the index alone:
+    then the epoch is the one that `set_epoch` was last told, as accelerate's DataLoader does in transformers' Trainer.
+    Padding is the data's ignore index. Errors name the sample's file.
     """
 
     def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int = 0):
@@ -31,21 +36,28 @@ class TrainingSet(Dataset):
         self.dataset = dataset
         self.transform = transform
         self.seed = _check_seed(seed)
+        self.ignore_index = label_set_of(dataset).ignore_index
+        self._epoch = torch.tensor(NO_EPOCH).share_memory_()  # with workers that live on from epoch to epoch
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        if not isinstance(key, tuple):
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of keys that are indices, here and in the workers that read this set already."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
+        if epoch == NO_EPOCH:
             raise TypeError(
-                f"expected (epoch, index) as a key, got {key!r}; give the DataLoader a TrainingSampler as `sampler`, "
-                "or every epoch would be augmented alike"
+                f"expected (epoch, index) as a key, got {key!r} before `set_epoch` was called: every epoch would be "
+                "augmented alike. A DataLoader of your own takes a TrainingSampler as `sampler`; Trainer takes, in "
+                'several processes or to resume, accelerator_config={"use_seedable_sampler": False}'
             )
-        epoch, index = key
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, index)))
         row = self.dataset[index]
         try:
-            return self.transform(row["image"], row["label"], rng)
+            return self.transform(row["image"], row["label"], rng, self.ignore_index)
         except ValueError as error:
             raise ValueError(f"{sample_name(self.dataset, index)}: {error}") from error
 

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import ChannelDimension
 
+from offseg_hf.data.labels import IGNORE_INDEX
 from offseg_hf.data.photometric import distort, sample_distortion
 from offseg_hf.models.image_operations import (
-    IGNORE_INDEX,
     fixed_point,
     keep_ratio_size,
     linear_taps,
@@ -87,21 +87,26 @@ class TrainingTransform:
             raise ValueError(f"expected std above 0, got {self.std}")
 
     def __call__(
-        self, image: np.ndarray | Image.Image, label_map: np.ndarray | Image.Image, rng: np.random.Generator
+        self,
+        image: np.ndarray | Image.Image,
+        label_map: np.ndarray | Image.Image,
+        rng: np.random.Generator,
+        ignore_index: int = IGNORE_INDEX,
     ) -> dict[str, Tensor]:
-        """A sample: `pixel_values` float32 (3, *crop_size), `labels` int64 crop_size; padding is 0 and 255.
+        """A sample: `pixel_values` float32 (3, *crop_size), `labels` int64 crop_size.
 
         image: 8 bits per value, (height, width, 3), or what `read_image` turns into that. label_map: class ids
-        (height, width). Both keep their values. Raises ValueError if they are something else or differ in size.
+        (height, width), and `ignore_index` where there is none. Both keep their values. Padding is 0 and
+        `ignore_index`. Raises ValueError if they are something else or differ in size.
         """
         pixels, labels = _read_pair(image, label_map)
         size = self.sample_size(*labels.shape, rng)
-        rows, columns, labels = self._sample_crop(labels, size, rng)
+        rows, columns, labels = self._sample_crop(labels, size, rng, ignore_index)
         if rng.random() < self.flip:
             columns, labels = columns[::-1], labels[:, ::-1]
         distortion = sample_distortion(rng) if self.photometric else None
 
-        padded_labels = np.full(self.crop_size, IGNORE_INDEX, np.int64)
+        padded_labels = np.full(self.crop_size, ignore_index, np.int64)
         padded_labels[: len(rows), : len(columns)] = labels
         pixel_values = np.zeros((3, *self.crop_size), np.float32)
         mean, std = (np.asarray(value, np.float32)[:, None, None] for value in (self.mean, self.std))
@@ -137,7 +142,7 @@ class TrainingTransform:
         return int(edges[0] + 0.5), int(edges[1] + 0.5)
 
     def _sample_crop(
-        self, label_map: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+        self, label_map: np.ndarray, size: tuple[int, int], rng: np.random.Generator, ignore_index: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows and columns of the resized image that make the crop, and the labels there."""
         tries = CROP_TRIES if self.cat_max_ratio < 1 else 0
@@ -147,7 +152,7 @@ class TrainingTransform:
                 for edge, crop in zip(size, self.crop_size)
             )
             labels = resize_label_crop(label_map, size, rows, columns)
-            if attempt == tries or _is_varied(labels, self.cat_max_ratio):
+            if attempt == tries or _is_varied(labels, self.cat_max_ratio, ignore_index):
                 return rows, columns, labels
 
 
@@ -223,10 +228,10 @@ def _blocks(height: int, width: int) -> Iterator[slice]:
         yield slice(first, min(first + step, height))
 
 
-def _is_varied(labels: np.ndarray, cat_max_ratio: float) -> bool:
+def _is_varied(labels: np.ndarray, cat_max_ratio: float, ignore_index: int) -> bool:
     """Whether there are two classes or more, none of them with this share of the labelled pixels or more."""
-    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
-    counts[IGNORE_INDEX] = 0
+    counts = np.bincount(labels.ravel(), minlength=ignore_index + 1)
+    counts[ignore_index] = 0
     largest = counts.max()
     return 0 < largest < counts.sum() and largest / counts.sum() < cat_max_ratio
 
@@ -242,7 +247,7 @@ def _read_pair(image: np.ndarray | Image.Image, label_map: np.ndarray | Image.Im
             f"{labels.shape}"
         )
     if labels.dtype.kind == "i" and labels.min() < 0:
-        raise ValueError(f"expected class ids from 0, and 255 where pixels do not count, got {labels.min()}")
+        raise ValueError(f"expected class ids from 0, or the ignore index, got {labels.min()}")
     if pixels.shape[1:] != labels.shape:
         raise ValueError(
             f"expected an image and a label map of one size, got {pixels.shape[1:]} and {labels.shape} (height, width)"

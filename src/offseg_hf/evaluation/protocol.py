@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +97,7 @@ def _share(
     place = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     if not hasattr(dataset, "__len__"):
         reader = SampleReader(dataset, processor, (), scales)
-        return islice(reader.stream(*place), start, None), None
+        return reader.stream(*place, start), None
     indices = range(len(dataset))[place[0] :: place[1]]
     reader = SampleReader(dataset, processor, indices[start:], scales)
     return iter(sample_loader(reader, workers)), len(indices)

@@ -3,7 +3,6 @@
 import math
 import platform
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def metric_report(result: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """Where the numbers come from: versions, device, time."""
+    """Where numbers come from: versions, device, processes."""
     import datasets
     import transformers
 
@@ -48,7 +47,6 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": f"{device.type} ({name})",
         "processes": processes,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -8,14 +8,14 @@ In `save_dir` come `evaluation.json`, `confusion_matrix.png`, and on request
 import os
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.datasets import ReadingOptions, label_set_of, load_segmentation_data
 from offseg_hf.evaluation.outputs import (
     SampleWriter,
     SavedState,
@@ -44,9 +44,6 @@ def evaluate(
     data: "str | Path | Dataset | DatasetDict",
     split: str | None = "validation",
     *,
-    labels: LabelSet | str | Path | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
     streaming: bool = False,
     check_names: bool = True,
     tta: bool = False,
@@ -60,12 +57,13 @@ def evaluate(
     json_file: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> dict[str, Any] | None:
     """The report on a model, as it is written to JSON; of several processes on the main one, None on the others.
 
     model: folder, or name on the Hub; of this package or any model of transformers for semantic segmentation, or for
         universal segmentation, whose image processor makes label maps.
-    data, split, labels, image_column, label_column, streaming: see `load_segmentation_data`.
+    data, split, streaming, options: see `load_segmentation_data`.
     check_names: whether the model's class names must be those of the data, in this order; their number always must.
     tta: average over `OFFICIAL_SCALES`, each mirrored as well.
     limit: evaluate the first so many images only.
@@ -78,9 +76,7 @@ def evaluate(
     """
     files = _check_outputs(save_dir, json_file, overlays or submission, overwrite)
     accelerator = _accelerator(device)
-    dataset = load_segmentation_data(
-        data, split, labels=labels, image_column=image_column, label_column=label_column, streaming=streaming
-    )
+    dataset = load_segmentation_data(data, split, streaming=streaming, **options)
     if isinstance(dataset, dict):
         raise ValueError(f"expected the split to evaluate on, got None: there are {', '.join(dataset)}")
     label_set = label_set_of(dataset)
@@ -95,6 +91,8 @@ def evaluate(
         "model": _model_facts(str(model), segmenter.model),
         "dataset": {
             "source": source,
+            "config_name": options.get("config_name"),
+            "revision": options.get("revision"),
             "name": label_set.name,
             "title": label_set.title,
             "split": str(split or dataset.split),
@@ -118,7 +116,11 @@ def evaluate(
     report = {
         **metric_report(result, label_set),
         **facts,
-        "environment": environment(segmenter.device, processes) | {"seconds": round(time.monotonic() - start, 1)},
+        "environment": {
+            **environment(segmenter.device, processes),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - start, 1),
+        },
     }
     if save_dir is not None:
         with whole_file(Path(save_dir, "confusion_matrix.png")) as path:

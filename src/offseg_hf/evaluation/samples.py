@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,9 @@ class SampleReader(torch.utils.data.Dataset):
         from datasets import Image as ImageFeature
 
         # Cells undecoded: decoding forgets the names of files, and streams are read past the samples of others.
-        self.rows = dataset.select_columns(["image", "label"]).cast_column("image", ImageFeature(decode=False))
+        rows = dataset.select_columns(["image", "label"]).cast_column("image", ImageFeature(decode=False))
+        self.label_feature = dataset.features["label"]
+        self.rows = rows.cast_column("label", self.label_feature.undecoded())
         self.processor = processor
         self.indices = indices
         self.scales = scales
@@ -66,17 +69,18 @@ class SampleReader(torch.utils.data.Dataset):
             photo = to_rgb(ImageFeature().decode_example(row["image"]))
         except Exception as error:  # Pillow's decoders raise almost anything on broken files
             raise ValueError(f"{name}: cannot be read as an image: {error}") from error
-        label = torch.from_numpy(np.array(row["label"]))
+        label = torch.from_numpy(np.array(self.label_feature.decode_example(row["label"])))
         if tuple(label.shape) != (photo.height, photo.width):
             height, width = label.shape
             raise ValueError(f"{name}: it is {photo.width}x{photo.height}, but its label map {width}x{height}")
         return Sample(index, name, photo, label, prepare(photo, self.processor, self.scales))
 
-    def stream(self, process_index: int, num_processes: int) -> Iterator[Sample]:
-        """Of a streaming data set the samples of one process."""
-        for index, row in enumerate(self.rows):
-            if index % num_processes == process_index:
-                yield self.read(index, row)
+    def stream(self, process_index: int, num_processes: int, start: int) -> Iterator[Sample]:
+        """Of a streaming data set the samples of one process from its `start`-th on; those before, and those of the
+        other processes, are not decoded."""
+        first = start * num_processes + process_index
+        for index, row in islice(enumerate(self.rows), first, None, num_processes):
+            yield self.read(index, row)
 
 
 def sample_names(dataset: "Dataset") -> list[str]:

@@ -18,6 +18,7 @@ LabelMaps = Tensor | np.ndarray | Sequence[Any]  # (height, width), (batch, heig
 CHUNK = 2**19  # pixels counted at a time: bounds the memory of an update, and fits into caches
 SIGNED_OR_SMALL = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # what torch can compute with
 MAX_TABLE = 2**24  # cells: label maps have thousands of different values at most
+FAR = 2**10  # from here on leaving ignored pixels out is cheaper than a table with a row for them
 
 
 class MeanIoU:
@@ -57,7 +58,8 @@ class MeanIoU:
             self.device = first.device if isinstance(first, Tensor) else torch.device("cpu")
             self.confusion_matrix = self.confusion_matrix.to(self.device)
         counts = torch.zeros_like(self.confusion_matrix)
-        for first_label, first_prediction, table in count_pairs(predictions, labels, self.device):
+        far = self.ignore_index if self.ignore_index >= FAR else None
+        for first_label, first_prediction, table in count_pairs(predictions, labels, self.device, far):
             ignored = self.ignore_index - first_label
             if 0 <= ignored < len(table):
                 table[ignored] = 0
@@ -164,18 +166,21 @@ def _mean_of_numbers(values: np.ndarray) -> float:
 
 
 def count_pairs(
-    predictions: LabelMaps, labels: LabelMaps, device: torch.device | None = None
+    predictions: LabelMaps, labels: LabelMaps, device: torch.device | None = None, left_out: int | None = None
 ) -> Iterator[tuple[int, int, Tensor]]:
     """How often every value of `labels` meets every value of `predictions`, piece by piece.
 
     Yields (first label, first prediction, counts): counts[i, j] pixels, int64, have label first label + i and
-    prediction first prediction + j, both first values 0 or below. Every shape is checked before the first piece.
+    prediction first prediction + j, both first values 0 or below. Pixels whose label is `left_out` are not counted.
+    Every shape is checked before the first piece.
     """
     for prediction, label in list(_pairs(predictions, labels)):
         for part in zip(prediction.flatten().split(CHUNK), label.flatten().split(CHUNK)):
-            if not len(part[0]):
-                continue
             columns, rows = (x.to(device, x.dtype if x.dtype in SIGNED_OR_SMALL else torch.int64) for x in part)
+            if left_out is not None:
+                columns, rows = columns[rows != left_out], rows[rows != left_out]
+            if not len(rows):
+                continue
             extremes = torch.stack([*rows.aminmax(), *columns.aminmax()])  # one wait for the device, not four
             top, bottom, left, right = extremes.tolist()
             top, left = min(top, 0), min(left, 0)  # from 0 where nothing is below: one pass less
