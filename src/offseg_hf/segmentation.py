@@ -26,11 +26,12 @@ from typing import Literal
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from offseg_hf import auto_model_class, register
+from offseg_hf.hub_errors import explain
 from offseg_hf.models.image_operations import read_image
 from offseg_hf.visualization import class_shares, draw_overlay, label_image, palette_for
 
@@ -233,11 +234,13 @@ def _load(name: str, dtype: torch.dtype):
     _check_model_name(name)
     register()
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        auto_class = auto_model_class(AutoConfig.from_pretrained(name))
-        model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
+        auto_class = auto_model_class(AutoConfig.from_pretrained(name, **own))
+        processor = AutoImageProcessor.from_pretrained(name, **own)
+        model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **own)
     except Exception as error:  # of transformers, huggingface_hub, safetensors and json, with no base in common
-        raise ValueError(f"cannot load a segmentation model from {name!r}: {_one_line(error)}") from error
+        reason = explain(error) or _one_line(error)
+        raise ValueError(f"cannot load a segmentation model from {name!r}: {reason}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         raise ValueError(f"{name!r} lacks {len(wrong)} tensors of the model, or has other shapes: first {wrong[0]}")
@@ -254,11 +257,9 @@ def _check_model_name(name: str) -> None:
         hf_hub_download(name, "config.json")
     except HFValidationError:
         raise ValueError(f"no model at {name}: no such folder, and not the name of one on the Hub") from None
-    except LocalEntryNotFoundError:
-        reason = "the Hub cannot be reached, and it was not downloaded before"
+    except Exception as error:  # of the client and of the network below it
+        reason = explain(error) or _one_line(error)
         raise ValueError(f"no model at {name}: no such folder, and {reason}") from None
-    except (OSError, EntryNotFoundError) as error:
-        raise ValueError(f"no model at {name}: no such folder, and the Hub says: {_one_line(error)}") from None
 
 
 def _device(name: str | None) -> torch.device:

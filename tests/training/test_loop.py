@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     Trainer,
     TrainingArguments,
+    default_data_collator,
     pipeline,
 )
 
@@ -31,7 +32,7 @@ from offseg_hf.training.build import (
 from offseg_hf.training.log import check_tracker
 from offseg_hf.training.recipe import Recipe, load_recipe
 from offseg_hf.training.state import WeightAverage, seed_generators
-from tests.training.tiny import RECIPE
+from tests.training.tiny import RECIPE, TINY_MASK2FORMER
 
 
 @pytest.fixture
@@ -100,29 +101,6 @@ def test_a_sample_that_cannot_be_used_is_named(processes, tmp_path):
     assert "Traceback" not in training.messages
 
 
-TINY_MASK2FORMER = {
-    "backbone_config": {
-        "model_type": "swin",
-        "image_size": 64,
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
-    "feature_size": 32,
-    "mask_feature_size": 32,
-    "hidden_dim": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_feedforward_dim": 32,
-    "dim_feedforward": 32,
-    "num_attention_heads": 2,
-    "num_queries": 6,
-    "train_num_points": 64,
-}
-
-
 def test_mask2former_trains(processes, tmp_path):
     recipe = tmp_path / "mask2former.yaml"
     values = yaml.safe_load(RECIPE)
@@ -140,16 +118,31 @@ def test_mask2former_trains(processes, tmp_path):
 
 
 def test_trainer_of_transformers(recipe, tmp_path):
-    """The models train with it out of the box, on the same samples."""
+    """The models train with it out of the box, on the same samples, augmented anew in every epoch."""
     data = load_split(recipe, "train")
     model, _ = build_model(recipe, data.features["label"].label_set())
     samples = TrainingSet(data, recipe.augmentation)
+    seen = []
+
+    def collate(batch: list[dict]) -> dict:
+        seen.extend(sample["pixel_values"].numpy().tobytes() for sample in batch)
+        return default_data_collator(batch)
+
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     arguments = TrainingArguments(
-        tmp_path, max_steps=3, per_device_train_batch_size=2, report_to="none", use_cpu=True, disable_tqdm=True
+        tmp_path,
+        num_train_epochs=2,
+        per_device_train_batch_size=3,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
     )
-    trainer = Trainer(model, arguments, train_dataset=[samples[0, index] for index in range(6)])
+    trainer = Trainer(model, arguments, train_dataset=samples, data_collator=collate)
     assert trainer.train().training_loss < 4
+    for epoch, of_epoch in enumerate((seen[: len(data)], seen[len(data) :])):
+        expected = [samples[epoch, index]["pixel_values"].numpy().tobytes() for index in range(len(data))]
+        assert sorted(of_epoch) == sorted(expected)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert {"encoder.stem.conv1.conv.weight", "offset_learning.class_representation"} <= changed
 

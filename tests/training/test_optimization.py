@@ -131,10 +131,14 @@ def test_groups_hold_every_parameter_once(preset):
 
 
 def test_the_recipe_sets_the_multipliers():
-    recipe = load_recipe("offseg-t-ade", ["optimizer.head_multiplier=3", "optimizer.encoder_multiplier=0.5"])
+    changes = {"head": 3, "encoder": 0.5, "offset": 0.1}
+    recipe = load_recipe("offseg-t-ade", [f"optimizer.{name}_multiplier={value}" for name, value in changes.items()])
     found = {name: (lr, decay) for name, lr, decay in parameter_multipliers(meta_model("offseg-t-ade"), recipe)}
     assert found["offset_learning.class_representation"] == (3, 1)
     assert found["encoder.stem.conv1.conv.weight"] == (0.5, 1)
+    for name in ("class", "feature"):
+        assert found[f"offset_learning.{name}_offset_proj.weight"] == (pytest.approx(0.3), 1)
+    assert {rate for rate, _ in found.values()} == {0.5, 3, found["offset_learning.class_offset_proj.weight"][0]}
 
 
 def test_frozen_parameters_stay_out():

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from offseg_hf import __version__
 from offseg_hf.cli.console import command, progress_bar, quiet_libraries, stderr, stdout
-from offseg_hf.cli.data import ImageColumn, LabelColumn, Labels, data_app
+from offseg_hf.cli.data import ConfigName, ImageColumn, LabelColumn, Labels, Revision, data_app
+from offseg_hf.cli.hub import publish, push
 
 
 app = typer.Typer(
@@ -156,6 +157,8 @@ def evaluate(
     ] = False,
     json: Annotated[Path | None, typer.Option(help="File for the result, as in evaluation.json.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    config_name: ConfigName = None,
+    revision: Revision = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
@@ -190,6 +193,8 @@ def evaluate(
             model,
             dataset,
             split,
+            config_name=config_name,
+            revision=revision,
             labels=labels,
             image_column=image_column,
             label_column=label_column,
@@ -231,6 +236,10 @@ def presets() -> None:
         parameters = f"{preset.num_parameters / 1e6:.2f} M"
         table.add_row(preset.name, parameters, str(len(preset.labels)), size, windows)
     stdout.print(table, width=None if stdout.is_terminal else 120)
+
+
+command(app)(publish)
+command(app)(push)
 
 
 def _report(outcome) -> None:

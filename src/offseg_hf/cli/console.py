@@ -36,6 +36,10 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _message(error: Exception) -> str:
+    from offseg_hf.hub_errors import explain
+
+    if explanation := explain(error):
+        return explanation
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):

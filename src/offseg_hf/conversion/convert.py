@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,10 +12,13 @@ from transformers import PreTrainedModel
 
 from offseg_hf import auto_model_class
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
-from offseg_hf.conversion.keys import Fit, fit
+from offseg_hf.conversion.keys import Fit, KeyTable, fit
 from offseg_hf.conversion.output import new_folder
 from offseg_hf.conversion.tables import OFFICIAL_TABLES
 from offseg_hf.presets import PRESETS, Preset, get_preset
+
+
+SAMPLED = 25  # one key in so many tells most presets apart
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,30 @@ def load_official_weights(preset: Preset, weights: Mapping[str, Tensor], source:
 
 def fitting_presets(weights: Mapping[str, Tensor]) -> list[str]:
     """Names of the presets whose keys and shapes `weights` has."""
+    shapes = {key: tensor.to("meta") for key, tensor in weights.items()}
+    some = dict(islice(shapes.items(), 0, None, SAMPLED))
     names = []
-    for name, preset in PRESETS.items():
-        with torch.device("meta"):
-            model = build_model(preset)
-        if fit(weights, OFFICIAL_TABLES[model.config.model_type], model.state_dict()).is_complete:
+    for name, (table, ours) in _preset_weights().items():
+        sample = fit(some, table, ours)  # what is wrong with some of the keys is wrong with all of them
+        if not (sample.left_over or sample.misshaped) and fit(shapes, table, ours).is_complete:
             names.append(name)
     return names
+
+
+def describe_misfit(weights: Mapping[str, Tensor]) -> str:
+    """Of weights that no preset fits, which one is nearest and what is wrong."""
+    shapes = {key: tensor.to("meta") for key, tensor in weights.items()}
+    fits = {name: fit(shapes, table, ours) for name, (table, ours) in _preset_weights().items()}
+    nearest = min(fits, key=lambda name: fits[name].num_problems)
+    return f"of none: {', '.join(list(weights)[:3])}, ... (the nearest is {nearest}: {fits[nearest].counts()})"
+
+
+@cache
+def _preset_weights() -> dict[str, tuple[KeyTable, dict[str, Tensor]]]:
+    """Of every preset the table of its family and the state dict of its model, without values."""
+    with torch.device("meta"):
+        models = {name: build_model(preset) for name, preset in PRESETS.items()}
+    return {name: (OFFICIAL_TABLES[model.config.model_type], model.state_dict()) for name, model in models.items()}
 
 
 def build_model(preset: Preset) -> PreTrainedModel:

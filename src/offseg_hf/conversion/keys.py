@@ -86,6 +86,10 @@ class Fit:
     def is_complete(self) -> bool:
         return not (self.missing or self.left_over or self.misshaped)
 
+    @property
+    def num_problems(self) -> int:
+        return len(self.missing) + len(self.left_over) + len(self.misshaped)
+
     def counts(self) -> str:
         """How many keys of each kind do not fit."""
         return ", ".join(f"{len(keys)} {kind}" for kind, keys in self._kinds())

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
 from offseg_hf.conversion.keys import Fit, PretrainedForm, fit
 from offseg_hf.conversion.tables import PRETRAINED_FORMS
+from offseg_hf.hub_errors import explain, is_temporary
 
 
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -74,7 +75,12 @@ def _locate(source: str | Path, revision: str | None) -> Path:
         except (HFValidationError, HfHubHTTPError) as error:
             problem = error
             break
-    raise FileNotFoundError(f"{source}: {_explain(problem, source, revision)}") from problem
+        except Exception as error:  # of the network: which library brings it, the client keeps to itself
+            if not is_temporary(error):
+                raise
+            problem = error
+            break
+    raise FileNotFoundError(f"{source}: {_explain(problem, source, revision)}") from None
 
 
 def _explain(problem: Exception, source: str | Path, revision: str | None) -> str:
@@ -101,9 +107,11 @@ def _explain(problem: Exception, source: str | Path, revision: str | None) -> st
             return f"{expected}, got none of them: check the name, and if the repository is private, {log_in}"
         case HFValidationError():
             return f"{expected}, got none of them"
-        case _:  # a refused token, above all
+        case HfHubHTTPError() if not is_temporary(problem):  # a refused token, above all
             reason = " ".join(str(problem.server_message or problem).split())
             return f"expected an answer from the Hub, got {problem.response.status_code} ({reason}): {log_in}"
+        case _:
+            return explain(problem)
 
 
 def _form(weights: Mapping[str, Tensor], model_type: str, source: str | Path) -> PretrainedForm:

@@ -34,7 +34,13 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     """A split of the recipe's data."""
     data = recipe.data
     return load_segmentation_data(
-        data.source, split, image_column=data.image_column, label_column=data.label_column, labels=data.labels
+        data.source,
+        split,
+        config_name=data.config_name,
+        revision=data.revision,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        labels=data.labels,
     )
 
 
@@ -44,16 +50,21 @@ def build_model(recipe: Recipe, labels: LabelSet) -> tuple[PreTrainedModel, Base
     A classifier of the checkpoint that is one of other classes begins anew.
     """
     register()
-    names = {"id2label": labels.id2label(), "label2id": labels.label2id()}
+    classes = {
+        "id2label": labels.id2label(),
+        "label2id": labels.label2id(),
+        "semantic_loss_ignore_index": labels.ignore_index,
+    }
     checkpoint = recipe.model.checkpoint
     if checkpoint is None:
-        config = recipe.model_config(**names)
+        config = recipe.model_config(**classes)
         return auto_model_class(config).from_config(config), recipe.image_processor()
-    config = AutoConfig.from_pretrained(checkpoint, **(names | recipe.model.config))
+    own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
+    config = AutoConfig.from_pretrained(checkpoint, **own, **(classes | recipe.model.config))
     model = auto_model_class(config).from_pretrained(
-        checkpoint, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        checkpoint, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **own
     )
-    return model, AutoImageProcessor.from_pretrained(checkpoint, **recipe.model.image_processor)
+    return model, AutoImageProcessor.from_pretrained(checkpoint, **own, **recipe.model.image_processor)
 
 
 def require_same_normalization(transform: TrainingTransform, processor: BaseImageProcessor) -> None:

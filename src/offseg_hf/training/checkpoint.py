@@ -32,6 +32,8 @@ FREE_TO_CHANGE = {
     "training.checkpoint_interval",
     "training.log_interval",
     "training.report_to",
+    "training.hub_repository",
+    "training.hub_private",
 }
 
 

@@ -1,12 +1,13 @@
 """What a training says while it runs: a file of JSON lines, a progress bar or plain lines, and trackers."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -14,6 +15,8 @@ from offseg_hf.training.recipe import Recipe
 
 
 LOG_FILE = "log.jsonl"
+RUN_ID_FILE = ".run_id"  # beside the log: by which trackers know the training again
+PROJECT = "offseg-hf"  # of all trainings, where a tracker sorts by projects
 
 
 class JsonLines:
@@ -89,16 +92,57 @@ def _clock(seconds: float) -> str:
 
 def check_tracker(name: str) -> None:
     """Raise ValueError, with the command that installs it, if a tracker is missing: accelerate would go without."""
-    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "none": ("accelerate",)}.get(name, (name,))
-    if not any(importlib.util.find_spec(package) for package in packages):
-        raise ValueError(f"training.report_to={name} needs the package {packages[0]}: pip install {packages[0]}")
+    if name != "none" and name not in map(str, get_available_trackers()):
+        raise ValueError(f"training.report_to={name} needs the package {name}: pip install {name}")
 
 
-def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Name the run and its settings, one value per key, to the trackers that the accelerator has."""
+def start_trackers(accelerator: Accelerator, recipe: Recipe, iteration: int) -> None:
+    """Start the tracker that the recipe names, in the main process, and tell it all settings, one value per key.
+
+    A training that goes on, after `iteration`, goes on in its run, by an id that is kept in its folder. What it does
+    once more since its checkpoint it logs once more, with the same values: TensorBoard shows the second of the two,
+    wandb keeps the first, trackio both. What trackio and wandb had not sent when they were killed, they lack:
+    `log.jsonl` alone is complete.
+
+    Raises ValueError if the tracker does not start, such as wandb without an account.
+    """
+    tracker, output = recipe.training.report_to, Path(accelerator.project_dir)
+    if tracker == "none" or not accelerator.is_main_process:
+        return
+    name, run_id = output.resolve().name, _run_id(output)
+    project, settings = PROJECT, _settings(recipe)
+    if tracker == "tensorboard":
+        project, options = "tensorboard", {"purge_step": iteration + 1}  # the project is a folder in `output`
+        if (output / project).exists():
+            settings = None  # once: they make a run of their own
+    elif tracker == "trackio":  # knows runs by name, and gets settings with one of accelerate's own otherwise
+        options, settings = {"name": f"{name}-{run_id}", "resume": "allow", "config": settings}, None
+    else:
+        options = {"name": name, "id": run_id, "resume": "allow"}
+    try:
+        accelerator.init_trackers(project, config=settings, init_kwargs={tracker: options})
+    except Exception as error:  # each has its own
+        raise ValueError(
+            f"training.report_to={tracker} did not start: {error} (wandb without an account: WANDB_MODE=offline); "
+            "training.report_to=none trains without a tracker"
+        ) from error
+
+
+def _run_id(output: Path) -> str:
+    """The id of the training in a folder, made when it is first asked for."""
+    path = output / RUN_ID_FILE
+    if not path.exists() or not path.read_text(encoding="utf-8").strip():  # empty after a kill
+        path.write_text(f"{uuid4().hex[:8]}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _settings(recipe: Recipe) -> dict[str, int | float | str | bool]:
+    """The recipe, `section.name` by value; what trackers have no type for as JSON."""
     settings = {}
     for section, values in recipe.to_dict().items():
-        for name, value in values.items() if isinstance(values, dict) else ((section, values),):
-            is_plain = isinstance(value, int | float | str | bool)
-            settings[f"{section}.{name}"] = value if is_plain else json.dumps(value)
-    accelerator.init_trackers("offseg-hf", config=settings)
+        is_section = isinstance(values, dict)
+        settings |= {f"{section}.{name}": value for name, value in values.items()} if is_section else {section: values}
+    return {
+        key: value if isinstance(value, int | float | str | bool) else json.dumps(value)
+        for key, value in settings.items()
+    }

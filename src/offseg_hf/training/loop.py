@@ -32,9 +32,11 @@ from offseg_hf.training.build import (
     training_loader,
 )
 from offseg_hf.training.checkpoint import exclusive, find_resumable, load_state, require_same_recipe, save_checkpoint
+from offseg_hf.training.environment import write_environment
 from offseg_hf.training.interruption import Interruption, TrainingInterrupted
 from offseg_hf.training.log import LOG_FILE, Display, JsonLines, check_tracker, start_trackers
 from offseg_hf.training.optimization import build_optimizer, learning_rate_factor, set_learning_rates
+from offseg_hf.training.publication import Publication
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.state import Progress, WeightAverage, seed_generators
 
@@ -48,7 +50,7 @@ class NonFiniteError(FloatingPointError, ValueError):
 
 
 def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) -> Progress:
-    """Train by a recipe, into a folder: `last/` and `best/` (by mIoU), `log.jsonl` and `recipe.yaml`.
+    """Train by a recipe, into a folder: `last/`, `best/` (by mIoU), `log.jsonl`, `recipe.yaml`, `environment.json`.
 
     The checkpoints are models for `from_pretrained` and `pipeline`, with the state of the training beside them.
     resume: "auto" to go on from the newest checkpoint in `output`, if there is one, or a checkpoint's folder.
@@ -157,14 +159,17 @@ class TrainingRun:
         self.display = Display(self.recipe.schedule.iterations, progress.iteration, is_shown=is_main)
         if is_main:
             (self.output / RECIPE_FILE).write_text(self.recipe.dump(), encoding="utf-8")
+            write_environment(self.output, self.accelerator)
             self.log = JsonLines(self.output / LOG_FILE, keep=progress.includes)
             stack.callback(self.log.close)
-        start_trackers(self.accelerator, self.recipe)
+        start_trackers(self.accelerator, self.recipe, progress.iteration)
         stack.callback(self.accelerator.end_training)
         stack.enter_context(self.display)
         number = self.accelerator.num_processes
         parts = f"{number} process{'es' if number > 1 else ''} on {self.accelerator.device.type}"
         self.display.say(f"{self.recipe.name}: {self.recipe.training.batch_size} samples per iteration, {parts}")
+        publishes = is_main and self.recipe.training.hub_repository is not None
+        self.publication = Publication(self.recipe, self.output / "best", self.display.say) if publishes else None
         if self.checkpoint is not None:
             self.display.say(f"going on from {self.checkpoint}, iteration {progress.iteration}")
         self.started, self.seconds = (time.perf_counter(), progress.iteration), 0.0
@@ -194,6 +199,9 @@ class TrainingRun:
             if to_evaluate:
                 self._evaluate()
             if is_done:
+                if self.publication is not None:
+                    with self.interruption.breakable(self._how_to_go_on()):
+                        self.publication.finish()
                 return progress
             signal = self._step()
 
@@ -331,6 +339,16 @@ class TrainingRun:
         if is_best:
             self._save("best")
         self._save()
+        self._publish(is_best)
+
+    def _publish(self, is_best: bool) -> None:
+        """Send the best model to the Hub, if the recipe says where and it is not there; other processes wait."""
+        if self.recipe.training.hub_repository is None:
+            return
+        with self.interruption.breakable(self._how_to_go_on()):
+            if self.publication is not None and (is_best or self.publication.is_behind):
+                self.publication.push()
+            self.accelerator.wait_for_everyone()
 
     def _log_training(self, norm: float) -> None:
         progress, settings = self.progress, self.recipe.training

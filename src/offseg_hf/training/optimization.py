@@ -48,6 +48,7 @@ PARAMETER_RULES = {
 }
 # What other models, of transformers and of segmentation_models_pytorch, call their encoder.
 ENCODER = r"(model\.)?(pixel_level_module\.)?(encoder|backbone)\."
+OFFSETS = re.compile(r"(.*\.)?(class|feature)_offset_proj\.")
 
 
 def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[str, float, float]]:
@@ -62,7 +63,8 @@ def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[st
     for name, parameter in model.named_parameters():
         is_undecayed = re.match(rules.undecayed, name) if rules else parameter.ndim <= 1
         part = recipe.optimizer.encoder_multiplier if encoder.match(name) else recipe.optimizer.head_multiplier
-        yield name, part if has_encoder else 1.0, 0.0 if is_undecayed else 1.0
+        offsets = recipe.optimizer.offset_multiplier if OFFSETS.match(name) else 1.0
+        yield name, offsets * (part if has_encoder else 1.0), 0.0 if is_undecayed else 1.0
 
 
 def _encoder_pattern(model: nn.Module) -> str:

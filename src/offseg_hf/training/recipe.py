@@ -51,11 +51,14 @@ class DataRecipe:
     """Where the samples come from, as `load_segmentation_data` takes it.
 
     source: a folder (of which benchmark, it tells itself), or the name of a data set on the Hub.
+    config_name, revision: which configuration and which branch, tag or commit of it.
     labels: the classes, where the data does not know them: a benchmark's name or a classes.json.
     num_workers: processes that read and augment, per process that trains.
     """
 
     source: str
+    config_name: str | None = None
+    revision: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
     image_column: str | None = None
@@ -71,6 +74,8 @@ class DataRecipe:
 class OptimizerRecipe:
     """AdamW. Encoder and head learn at `learning_rate` times their multiplier; what decays: `training.optimization`.
 
+    offset_multiplier: of the head's, for the two projections that offsets come from. From scratch they run ahead of
+        the class representations that they move, and want less (0.1).
     max_gradient_norm: to which the norm of all gradients together is clipped; None to leave them.
     """
 
@@ -80,6 +85,7 @@ class OptimizerRecipe:
     eps: float = 1e-8
     encoder_multiplier: float = 1.0
     head_multiplier: float = 1.0
+    offset_multiplier: float = 1.0
     max_gradient_norm: float | None = None
 
     def __post_init__(self):
@@ -87,7 +93,7 @@ class OptimizerRecipe:
         require(self.weight_decay >= 0, "a weight_decay of 0 or more", self.weight_decay)
         require(all(0 <= beta < 1 for beta in self.betas), "betas in [0, 1)", self.betas)
         require(self.eps > 0, "an eps above 0", self.eps)
-        multipliers = (self.encoder_multiplier, self.head_multiplier)
+        multipliers = (self.encoder_multiplier, self.head_multiplier, self.offset_multiplier)
         require(min(multipliers) >= 0, "multipliers of 0 or more", multipliers)
         norm = self.max_gradient_norm
         require(norm is None or norm > 0, "a max_gradient_norm above 0, or null", norm)
@@ -116,7 +122,8 @@ class TrainingRecipe:
 
     batch_size: samples per iteration, of all processes together. device_batch_size: how many of them a device takes at
         once, to save memory; None for its whole part. ema_decay: of averaged weights, which are then what is evaluated
-        and saved; None for no averaging.
+        and saved; None for no averaging. hub_repository: on the Hub, as user/name, where the best model is sent
+        whenever it improves; None for nowhere. hub_private: whether it is made a private one.
     """
 
     batch_size: int
@@ -128,6 +135,8 @@ class TrainingRecipe:
     ema_decay: float | None = None
     seed: int = 0
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    hub_repository: str | None = None
+    hub_private: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "evaluation_interval", "checkpoint_interval", "log_interval", "device_batch_size"):
@@ -159,13 +168,17 @@ class Recipe:
         return dump_yaml(self.to_dict())
 
     def model_config(self, **labels) -> PreTrainedConfig:
-        """The preset's model configuration with the recipe's changes; `labels`: `id2label` and `label2id` of the data.
+        """The preset's model configuration with the recipe's changes.
+
+        labels: what the data says about its classes, such as `id2label`; what the configuration has no field for is
+            left out.
 
         Raises ValueError for a change of a field that the configuration does not have.
         """
         preset = self._preset()
         known = [item.name for item in fields(preset.config())]
         require_known(self.model.config, known, "model.config.")
+        labels = {name: value for name, value in labels.items() if name in known}
         return preset.config(**(labels | self.model.config))
 
     def image_processor(self) -> BaseImageProcessor:

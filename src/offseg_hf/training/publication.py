@@ -1,0 +1,64 @@
+"""The best model of a training on the Hub: sent whenever it improves, and told, not raised, when that fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars
+
+from offseg_hf.hub.push import push_model, writable_name
+from offseg_hf.hub_errors import explain, is_temporary
+from offseg_hf.training.recipe import Recipe
+
+
+class PublicationError(OSError):
+    """A training is done, and its best model is not on the Hub."""
+
+
+class Publication:
+    """Keeps the repository that a recipe names as the best model is; of no use to any process but the main one.
+
+    An upload that fails is tried again with the next evaluation. Raises at once what will not pass by itself, such as
+    a missing login: before the first iteration, that is no loss.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Callable[[str], None]):
+        """folder: the checkpoint of the best model, which may not be there yet."""
+        settings = recipe.training
+        self.repository, self.private = settings.hub_repository, settings.hub_private
+        self.folder, self._say = folder, say
+        self.is_behind = folder.exists()  # of a training that goes on nobody knows what arrived
+        self._failure: Exception | None = None
+        disable_progress_bars()  # the training has one
+        try:
+            self.repository = writable_name(HfApi(), self.repository)
+        except Exception as error:  # of the client and of the network below it
+            if not is_temporary(error):
+                raise
+            self._say(f"{self.repository} is out of reach: {explain(error)}; the training begins nevertheless")
+
+    def push(self) -> None:
+        """Send the best model with its card, as of now; a failure is told."""
+        self.is_behind = True
+        try:
+            upload = push_model(self.folder, self.repository, private=self.private)
+        except Exception as error:  # nothing that goes wrong here is worth a training
+            self._failure = error
+            self._say(f"not uploaded: {self._reason(error)}; the training goes on, and will try again")
+            return
+        self.is_behind = False
+        if not upload.changes.is_empty:
+            self._say(f"uploaded: {upload.url}")
+
+    def finish(self) -> None:
+        """Send it once more, with the whole curve in its card; raises PublicationError if that fails."""
+        self.push()
+        if self.is_behind:
+            raise PublicationError(
+                f"the training is done and {self.folder} holds its best model, but it is not on the Hub: "
+                f"{self._reason(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
+            ) from None
+
+    @staticmethod
+    def _reason(error: Exception) -> str:
+        return explain(error) or str(error).strip().partition("\n")[0] or type(error).__name__

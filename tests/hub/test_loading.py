@@ -1,0 +1,355 @@
+"""Models on the Hub are loaded by whoever has offseg_hf, and by whoever has torch and transformers only.
+
+One model per family, small, with image processor and card. Three processes load them, one after the other: with the
+package; with `trust_remote_code=True` where importing it fails; and that again without a network. All see what was
+published, and what was pushed again.
+"""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from offseg_hf import (
+    EfficientFormerV2Backbone,
+    EfficientFormerV2Config,
+    MscanBackbone,
+    MscanConfig,
+    OffSegConfig,
+    OffSegForSemanticSegmentation,
+    OffSegImageProcessor,
+    OffsetMask2FormerConfig,
+    OffsetMask2FormerForUniversalSegmentation,
+    OffsetMask2FormerImageProcessor,
+    OffsetSegformerConfig,
+    OffsetSegformerForSemanticSegmentation,
+    OffsetSegNextConfig,
+    OffsetSegNextForSemanticSegmentation,
+)
+
+
+pytest_plugins = ["tests.local_hub.fixtures"]
+
+LABELS = {0: "sky", 1: "tree", 2: "road"}
+NAMES = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+EFFICIENTFORMER = {
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 2, 2],
+    "mlp_ratios": [[2], [2], [2, 2], [2, 2]],
+    "num_attention_blocks": 1,
+    "image_size": 64,
+}
+MSCAN = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 2], "mlp_ratios": [2, 2, 2, 2]}
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "offseg": lambda: OffSegForSemanticSegmentation(
+        OffSegConfig(**EFFICIENTFORMER, lateral_channels=[32, 32, 32, 64], decoder_hidden_size=32, **NAMES)
+    ),
+    "segformer": lambda: OffsetSegformerForSemanticSegmentation(
+        OffsetSegformerConfig(
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 2],
+            num_attention_heads=[1, 1, 2, 2],
+            mlp_ratios=[2, 2, 2, 2],
+            decoder_hidden_size=16,
+            **NAMES,
+        )
+    ),
+    "segnext": lambda: OffsetSegNextForSemanticSegmentation(
+        OffsetSegNextConfig(**MSCAN, decoder_hidden_size=32, num_bases=4, **NAMES)
+    ),
+    "mask2former": lambda: OffsetMask2FormerForUniversalSegmentation(
+        OffsetMask2FormerConfig(
+            backbone_config={
+                "model_type": "swin",
+                "image_size": 64,
+                "embed_dim": 16,
+                "depths": [2, 1, 1, 1],
+                "num_heads": [1, 1, 2, 2],
+                "window_size": 4,
+                "out_features": STAGES,
+            },
+            feature_size=32,
+            mask_feature_size=32,
+            hidden_dim=32,
+            encoder_layers=1,
+            decoder_layers=4,
+            encoder_feedforward_dim=32,
+            dim_feedforward=32,
+            num_attention_heads=2,
+            num_queries=6,
+            **NAMES,
+        )
+    ),
+}
+BACKBONES: dict[str, Callable[[], torch.nn.Module]] = {
+    "efficientformer": lambda: EfficientFormerV2Backbone(
+        EfficientFormerV2Config(**EFFICIENTFORMER, out_features=["stage2", "stage4"])
+    ),
+    "mscan": lambda: MscanBackbone(MscanConfig(**MSCAN, out_features=["stage2", "stage4"])),
+}
+CARD = "---\npipeline_tag: image-segmentation\nlibrary_name: transformers\n---\n# A small model\n"
+SIZE = {"shortest_edge": 64, "longest_edge": 256}
+
+
+def values(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """In eval mode, with every parameter unlike that of any initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def save(folder: Path, seed: int) -> dict[str, torch.nn.Module]:
+    """Every model and backbone, as a folder to publish."""
+    models = {}
+    for name, build in {**MODELS, **BACKBONES}.items():
+        torch.manual_seed(seed)
+        models[name] = values(build(), seed)
+        models[name].save_pretrained(folder / name)
+        if name in MODELS:
+            (folder / name / "README.md").write_text(CARD)
+            processor = OffsetMask2FormerImageProcessor if name == "mask2former" else OffSegImageProcessor
+            windows = {} if name == "mask2former" else {"window_size": 64, "window_stride": 48}
+            processor(size=SIZE, **windows).save_pretrained(folder / name)
+    return models
+
+
+# What all three processes run; arguments: a folder for what they see, and what goes before the names of the models.
+LOAD = """
+import json
+import sys
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AutoBackbone,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    pipeline,
+)
+
+folder, prefix = sys.argv[1:]
+photo = Image.open(f"{folder}/photo.png")
+seen = {}
+
+
+@torch.no_grad()
+def run(model, inputs):
+    output = model(**inputs)
+    if "feature_maps" in output:
+        return list(output.feature_maps)
+    return [output.logits] if "logits" in output else [output.class_queries_logits, output.masks_queries_logits]
+
+
+def auto(name):
+    return AutoModelForUniversalSegmentation if name == "mask2former" else AutoModelForSemanticSegmentation
+
+
+def load(name, revision=None):
+    "Model, processor and what they make of the photo."
+    model = auto(name).from_pretrained(f"{prefix}{name}", revision=revision, **trust)
+    processor = AutoImageProcessor.from_pretrained(f"{prefix}{name}", revision=revision, **trust)
+    return model, processor, run(model, processor(photo, return_tensors="pt"))
+
+
+def look(name):
+    "Loads all that is published under a name; returns model and processor."
+    model, processor, tensors = load(name)
+    segment = pipeline(task, model=f"{prefix}{name}", **trust)
+    segments = segment(photo, subtask="semantic")
+    assert segment.task == "image-segmentation"
+    parts = [model, processor, segment.model, segment.image_processor]
+    seen[name] = {
+        "modules": sorted({type(part).__module__.split(".")[0] for part in parts}),
+        "outputs": tensors,
+        "v1": load(name, "v1")[2],
+        "segments": {part["label"]: torch.from_numpy(np.asarray(part["mask"])) for part in segments},
+    }
+    return model, processor
+
+
+def look_at_backbone(name):
+    backbone = AutoBackbone.from_pretrained(f"{prefix}{name}", **trust)
+    seen[name] = {"outputs": run(backbone, {"pixel_values": torch.load(f"{folder}/pixel_values.pt")})}
+    return backbone
+"""
+WITH_PACKAGE = (
+    """
+import offseg_hf
+
+trust, task = {}, None
+"""
+    + LOAD
+    + """
+for name in ("offseg", "segformer", "segnext", "mask2former"):
+    model, processor = look(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)  # in the place of a training
+    again = f"tester/trained-{name}"
+    model.push_to_hub(again)
+    processor.push_to_hub(again)
+for name in ("efficientformer", "mscan"):
+    look_at_backbone(name)
+for name in ("offseg", "segnext"):
+    stages = ["stage2", "stage4"]
+    encoder, info = AutoBackbone.from_pretrained(f"{prefix}{name}", out_features=stages, output_loading_info=True)
+    assert not any(info.values())
+    seen[f"encoder of {name}"] = {"outputs": run(encoder, {"pixel_values": torch.load(f"{folder}/pixel_values.pt")})}
+torch.save(seen, f"{folder}/with-package.pt")
+"""
+)
+WITHOUT_PACKAGE = (
+    """
+import sys
+
+sys.modules["offseg_hf"] = None  # importing it is an error, also where it is installed
+trust, task = {"trust_remote_code": True}, None
+"""
+    + LOAD
+    + """
+for name in ("offseg", "segformer", "segnext", "mask2former"):
+    model, processor = look(name)
+    model.save_pretrained(f"{folder}/saved-{name}")
+    processor.save_pretrained(f"{folder}/saved-{name}")
+    model.push_to_hub(f"tester/again-{name}")
+    processor.push_to_hub(f"tester/again-{name}")
+for name in ("efficientformer", "mscan"):
+    look_at_backbone(name).push_to_hub(f"tester/again-{name}")
+
+for prefix in ("tester/again-", "tester/trained-", f"{folder}/saved-"):
+    for name in ("offseg", "segformer", "segnext", "mask2former"):
+        seen[f"{prefix.rpartition('/')[2]}{name}"] = {"outputs": load(name)[2]}
+torch.save(seen, f"{folder}/without-package.pt")
+"""
+)
+OFFLINE = (
+    WITHOUT_PACKAGE.partition("\nfor name in")[0]
+    + """
+task = "image-segmentation"  # which transformers asks the Hub, not the cache, for; as AutoBackbone does for any name
+for name in ("offseg", "segformer", "segnext", "mask2former"):
+    look(name)
+torch.save(seen, f"{folder}/offline.pt")
+"""
+)
+PUBLISH = """
+import sys
+from huggingface_hub import HfApi
+
+for seed in (1, 2):
+    for name in sys.argv[2:]:
+        HfApi().create_repo(f"hvision/{name}", exist_ok=True)
+        HfApi().upload_folder(repo_id=f"hvision/{name}", folder_path=f"{sys.argv[1]}/{seed}/{name}")
+        HfApi().create_tag(f"hvision/{name}", tag=f"v{seed}")
+"""
+PROCESSES = {"with-package": WITH_PACKAGE, "without-package": WITHOUT_PACKAGE, "offline": OFFLINE}
+
+
+@pytest.fixture(scope="module")
+def folder(local_hub, tmp_path_factory) -> Path:
+    """What was published, of two versions, and what the processes saw of it."""
+    folder = tmp_path_factory.mktemp("loading")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((160, 120)).save(folder / "photo.png")
+    torch.save(torch.randn(1, 3, 64, 96), folder / "pixel_values.pt")
+    for seed in (1, 2):
+        save(folder / str(seed), seed)
+    local_hub.run(PUBLISH, folder, *MODELS, *BACKBONES)
+    for process, script in PROCESSES.items():
+        offline = {"HF_HUB_OFFLINE": "1"} if process == "offline" else {}
+        # Whoever has the package and whoever has not share nothing that was downloaded.
+        home = folder / ("home" if process == "with-package" else "home-without")
+        local_hub.run(script, folder, "hvision/", HF_HOME=home, **offline)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(folder, tmp_path_factory) -> dict[int, dict[str, torch.nn.Module]]:
+    """What was published, by version."""
+    return {seed: save(tmp_path_factory.mktemp("models"), seed) for seed in (1, 2)}
+
+
+def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        output = model(**inputs)
+    if "feature_maps" in output:
+        return list(output.feature_maps)
+    return [output.logits] if "logits" in output else [output.class_queries_logits, output.masks_queries_logits]
+
+
+def assert_equal(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(actual) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+every_process = pytest.mark.parametrize("process", PROCESSES)
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def inputs(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    processor = AutoImageProcessor.from_pretrained(folder / "1" / name)
+    return processor(Image.open(folder / "photo.png"), return_tensors="pt")
+
+
+@every_process
+@every_model
+def test_model(folder, models, name, process):
+    """The newest version, the tagged one, and the pipeline's segments."""
+    seen = torch.load(folder / f"{process}.pt")[name]
+    assert seen["modules"] == ["offseg_hf" if process == "with-package" else "transformers_modules"]
+    assert_equal(seen["outputs"], outputs(models[2][name], inputs(folder, name)))
+    assert_equal(seen["v1"], outputs(models[1][name], inputs(folder, name)))
+    assert not torch.equal(seen["outputs"][0], seen["v1"][0])
+    assert set(seen["segments"]) <= set(LABELS.values()) and len(seen["segments"]) > 0
+    assert all(mask.shape == (120, 160) for mask in seen["segments"].values())
+
+
+@pytest.mark.parametrize("process", ["with-package", "without-package"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone(folder, models, name, process):
+    seen = torch.load(folder / f"{process}.pt")[name]
+    assert_equal(seen["outputs"], outputs(models[2][name], {"pixel_values": torch.load(folder / "pixel_values.pt")}))
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("offseg", "efficientformer"), ("segnext", "mscan")])
+def test_encoder_of_a_model_is_a_backbone(folder, models, name, backbone):
+    seen = torch.load(folder / "with-package.pt")[f"encoder of {name}"]
+    encoder = BACKBONES[backbone]().eval()
+    encoder.encoder.load_state_dict(models[2][name].encoder.state_dict())
+    assert_equal(seen["outputs"], outputs(encoder, {"pixel_values": torch.load(folder / "pixel_values.pt")}))
+
+
+@every_model
+def test_what_was_loaded_can_be_pushed_again(folder, local_hub, name):
+    """With its code, from where the package is not installed, and it is the same there."""
+    seen = torch.load(folder / "without-package.pt")
+    for copy in (f"again-{name}", f"saved-{name}"):
+        assert_equal(seen[copy]["outputs"], seen[name]["outputs"])
+    code = {path.name for path in (folder / "2" / name).glob("*.py")}
+    assert code and code == {path.name for path in (folder / f"saved-{name}").glob("*.py")}
+    for repository in (f"tester/again-{name}", f"tester/trained-{name}"):
+        files = local_hub.hub.repository("models", repository, local_hub.token).resolve("main").files
+        assert code == {path for path in files if path.endswith(".py")}
+        config = json.loads(local_hub.hub.blobs.read(files["config.json"]))
+        assert all("--" not in reference for reference in config["auto_map"].values())
+
+
+@every_model
+def test_what_was_trained_has_its_own_code(folder, models, name):
+    """It works where the package is not installed, and is not what was published."""
+    trained = deepcopy(models[2][name])
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(0.9)
+    expected = outputs(trained, inputs(folder, name))
+    assert_equal(torch.load(folder / "without-package.pt")[f"trained-{name}"]["outputs"], expected)
