@@ -45,10 +45,15 @@ def label_image(label_map: np.ndarray, palette: Palette) -> Image.Image:
     return image
 
 
-def draw_curves(title: str, curves: dict[str, list[tuple[float, float]]], size: tuple[int, int] = (640, 360)):
-    """A plot of curves, each a list of points (x, y) with x in order; every curve has its own scale, from 0 on.
+def draw_curves(
+    title: str,
+    curves: dict[str, list[tuple[float, float]]],
+    size: tuple[int, int] = (640, 360),
+    common_scale: bool = False,
+) -> Image.Image:
+    """A plot of curves, each a list of points (x, y) with x in order, from 0 on.
 
-    The legend says what the last and the largest y of each is.
+    Every curve has its own scale, unless they share a `common_scale`. The legend says the last and largest y of each.
     """
     image = Image.new("RGB", size, BACKGROUND)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
@@ -56,9 +61,11 @@ def draw_curves(title: str, curves: dict[str, list[tuple[float, float]]], size: 
     draw.text((left, 12), title, TEXT, font)
     draw.rectangle((left, top, right, bottom), outline=SWATCH_BORDER)
     furthest = max(points[-1][0] for points in curves.values())
+    highest = max(y for points in curves.values() for _, y in points)
     for row, ((name, points), colour) in enumerate(zip(curves.items(), distinct_colours(len(curves)))):
         largest = max(y for _, y in points)
-        line = [(left + (right - left) * x / furthest, bottom - (bottom - top - 8) * y / largest) for x, y in points]
+        unit = (bottom - top - 8) / (highest if common_scale else largest)
+        line = [(left + (right - left) * x / furthest, bottom - unit * y) for x, y in points]
         draw.line(line, colour, width=2)
         draw.rectangle((left, 38 + 20 * row, left + 12, 46 + 20 * row), colour)
         draw.text((left + 20, 34 + 20 * row), f"{name}: {points[-1][1]:.3f}, at most {largest:.3f}", FAINT_TEXT, font)

@@ -1,0 +1,156 @@
+"""Does offset learning help on these data? The same training with and without it, seed by seed, and what comes out.
+
+python scripts/ablation.py --config model_cards/results/camvid/offseg-t.yaml --seeds 0 1 2 --split test --jobs 2 \\
+    --output runs/camvid/offseg-t data.source=data/camvid
+
+Every run is one `offseg train` and one `offseg evaluate` of its last checkpoint, in a process of its own. Interrupted,
+the same command goes on. In the output come `results.json`, with all scores and curves, and `curves.png`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+from PIL import Image
+
+from offseg_hf.training.recipe import load_recipe
+from offseg_hf.visualization import draw_curves
+
+
+# The rows of the paper's Table 6 that differ in offset learning alone: which of its branches are on.
+ARMS = {"both": (True, True), "class": (True, False), "feature": (False, True), "none": (False, False)}
+BRANCHES = ("class", "feature")
+SCORES = ("mIoU", "mAcc", "aAcc")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a recipe: a file, or the name of a preset")
+    parser.add_argument("--output", required=True, type=Path, help="folder for runs and results")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["both", "none"], help="the last is compared with")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--split", default="validation", help="to evaluate the last checkpoints on")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    parser.add_argument("settings", nargs="*", help="key=value of the recipe")
+    arguments = parser.parse_args()
+    try:
+        recipe = load_recipe(arguments.config, arguments.settings)
+        runs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]  # whole pairs come first
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            try:
+                for future in [pool.submit(run_once, arguments, recipe.data.source, *run) for run in runs]:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what has begun ends by itself: it failed, or got the signal too
+                raise
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    results = collect(arguments.output, arguments.arms, arguments.seeds)
+    (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw_results(results).save(arguments.output / "curves.png")
+    print(table(results))
+
+
+def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) -> None:
+    """Train and evaluate, unless that is done; raises RuntimeError if either fails."""
+    folder = run_folder(arguments.output, arm, seed)
+    report = folder / "evaluation.json"
+    if report.exists():
+        return
+    switches = (f"model.config.use_{branch}_offset={str(on).lower()}" for branch, on in zip(BRANCHES, ARMS[arm]))
+    settings = (*arguments.settings, f"training.seed={seed}", *switches)
+    train = ("train", "--config", arguments.config, "--output", folder, "--resume", "auto", *settings)
+    evaluate = ("evaluate", "--model", folder / "last", "--dataset", source, "--split", arguments.split)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))} | os.environ
+    program = (sys.executable, "-c", "from offseg_hf.cli import main; main()")
+    for name, command in (("train", train), ("evaluate", (*evaluate, "--json", report))):
+        output = folder / f"{name}.txt"
+        print(f"{arm}, seed {seed}: {name}, output in {output}", flush=True)
+        with open(output, "w", encoding="utf-8") as file:
+            done = subprocess.run([*program, *map(str, command)], env=environment, stdout=file, stderr=file)
+        if done.returncode:
+            last_line = output.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+            raise RuntimeError(f"{arm}, seed {seed}: {name} failed: {last_line} (see {output})")
+
+
+def run_folder(output: Path, arm: str, seed: int) -> Path:
+    return output / f"{arm}-{seed}"
+
+
+def collect(output: Path, arms: Iterable[str], seeds: Iterable[int]) -> dict:
+    """All that the runs have measured: scores of the last checkpoints, and curves of the trainings."""
+    runs, report = [], {}
+    for arm in arms:
+        for seed in seeds:
+            folder = run_folder(output, arm, seed)
+            report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+            runs.append(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "parameters": report["model"]["num_parameters"],
+                    **{name: report["metrics"][name] for name in SCORES},
+                    "IoU": {row["name"]: row["IoU"] for row in report["classes"]},
+                    "loss": [[line["iteration"], round(line["loss"], 4)] for line in lines if "loss" in line],
+                    "curve": [[line["iteration"], round(line["mIoU"], 4)] for line in lines if "mIoU" in line],
+                }
+            )
+    data = {name: report["dataset"][name] for name in ("title", "split", "num_images", "num_classes")}
+    environment = {name: report["environment"][name] for name in ("offseg_hf", "torch", "python", "device")}
+    return {"data": data, "environment": environment, "runs": runs}
+
+
+def draw_results(results: dict) -> Image.Image:
+    """Training loss above mIoU by iteration, each the mean over the seeds of an arm."""
+    arms = list(dict.fromkeys(run["arm"] for run in results["runs"]))
+    plots = []
+    for key, title in (("loss", "training loss"), ("curve", f"mIoU on {results['data']['split']}")):
+        curves = {}
+        for arm in arms:
+            by_iteration = zip(*(run[key] for run in results["runs"] if run["arm"] == arm))
+            curves[arm] = [(points[0][0], mean(y for _, y in points)) for points in by_iteration]
+        plots.append(draw_curves(f"{results['data']['title']}: {title}", curves, common_scale=True))
+    both = Image.new("RGB", (plots[0].width, sum(plot.height for plot in plots)))
+    for index, plot in enumerate(plots):
+        both.paste(plot, (0, index * plots[0].height))
+    return both
+
+
+def table(results: dict) -> str:
+    """In Markdown: an arm's mIoU in % by seed, mean and standard deviation, and its difference from the last arm's."""
+    by_arm: dict[str, list[float]] = {}
+    for run in results["runs"]:
+        by_arm.setdefault(run["arm"], []).append(100 * run["mIoU"])
+    seeds = list(dict.fromkeys(run["seed"] for run in results["runs"]))
+    *_, reference = by_arm.values()
+    lines = [
+        f"| branches | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | difference |",
+        f"| --- |{' ---: |' * (len(seeds) + 2)}",
+    ]
+    for arm, values in by_arm.items():
+        differences = [value - other for value, other in zip(values, reference)]
+        difference = "" if values is reference else spread(differences, "+.2f")
+        cells = [arm, *(f"{value:.2f}" for value in values), spread(values, ".2f"), difference]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean and, of several values, standard deviation (of the sample)."""
+    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
