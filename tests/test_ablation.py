@@ -42,7 +42,7 @@ def test_ablation(tmp_path):
 
 def test_a_run_that_fails_is_told(tmp_path):
     write_tiny(tmp_path)
-    command = ("--config", "tiny.yaml", "--output", "runs", "--seeds", "0", "1", "data.source=nowhere/at/all")
+    command = ("--config", "tiny.yaml", "--seeds", "0", "1", "--output", "runs", "data.source=nowhere/at/all")
     result = run(tmp_path, *command)
     assert result.returncode == 1
     assert "both, seed 0: train failed: error: nowhere/at/all" in result.stderr

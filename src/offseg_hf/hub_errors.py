@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 # Of httpx, by name: which of its versions the client brings is the client's own business.
 NOT_CONNECTED = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
 CONNECTION_LOST = {"TransportError", "XetDownloadError", "ChunkedEncodingError"}
-XET_STATUS = re.compile(r"HTTP status \w+ error \((\d+)")  # of hf_xet, whose errors are ConnectionErrors with a text
+# Of hf_xet, whose errors are plain ConnectionErrors and RuntimeErrors, and tell all by their texts.
+XET_ERROR = "CAS Client Error"
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d+)")
 FULL_DISK = re.compile("no space left on device|storagefull", re.IGNORECASE)
 AGAIN = "run the same command again, it goes on where it was"
 LISTED = 8
@@ -162,7 +164,8 @@ def _from_status(status: int, place: Place, said: str, retry_after: str | None, 
 def _from_connection(error: BaseException) -> Explanation | None:
     """Of the network below the client."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    is_plain = type(error) is ConnectionError  # of hf_xet and datasets
+    is_of_xet = type(error) is RuntimeError and XET_ERROR in str(error)
+    is_plain = type(error) is ConnectionError or is_of_xet  # of hf_xet and datasets
     if names & NOT_CONNECTED or (is_plain and "Couldn't reach" in str(error)):
         from huggingface_hub import constants
 

@@ -176,7 +176,7 @@ for name, cache, is_local in json.loads(sys.argv[1]):
         save_file(model.state_dict(), f"{cache}/loaded.safetensors")
         seen.append("loaded")
     except Exception as error:
-        seen.append("failed for a while" if is_temporary(error) else repr(error))
+        seen.append("failed for a while" if is_temporary(error) else f"{error!r} from {error.__cause__!r}")
 print(json.dumps(seen))
 """
 DOWNLOAD = (

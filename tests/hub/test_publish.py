@@ -43,8 +43,14 @@ def start(hub, folder: Path, *arguments: str, **environment: str) -> subprocess.
     settings = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TMPDIR": str(hub.home), **environment}
     hub.home.mkdir(exist_ok=True)
     command = [OFFSEG, "publish", str(folder), "--org", "hvision", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=hub.environment | settings, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command,
+        env=hub.environment | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
 
 
 def publish(hub, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
