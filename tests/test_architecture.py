@@ -34,7 +34,7 @@ FLOORS = [
     ["models.image_processing_offset_*"],
     ["", "data", "presets"],
     ["conversion", "metrics", "visualization", "adaptation_smp"],
-    ["adaptation", "hub", "export", "benchmark", "segmentation"],
+    ["adaptation", "hub", "benchmark", "segmentation"],
     ["evaluation"],
     ["training"],
     ["cli"],
