@@ -25,6 +25,7 @@ FLOORS = [
         "models.weight_initialization",
         "data.labels",
         "hub_errors",
+        "run_folder",
     ],
     ["models.attention", "models.semantic_segmentation"],
     ["models.offset_learning", "models.encoder_*", "models.pixel_decoder_*", "models.configuration_*"],

@@ -66,6 +66,11 @@ def explain(error: BaseException) -> str | None:
     return found and found.text
 
 
+def reason(error: BaseException) -> str:
+    """What `explain` says, else the first line of the error itself, or its name if it says nothing."""
+    return explain(error) or _first_line(error)
+
+
 def is_temporary(error: BaseException) -> bool:
     """Whether it is the connection or the Hub that fails, and not what was asked of it."""
     found = _explanation(error)

@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from offseg_hf import auto_model_class, register
-from offseg_hf.hub_errors import explain
+from offseg_hf.hub_errors import reason
 from offseg_hf.models.image_operations import read_image
 from offseg_hf.visualization import class_shares, draw_overlay, label_image, palette_for
 
@@ -180,7 +180,7 @@ def segment(jobs: Sequence[Job], segmenter: Segmenter, opacity: float = 0.6) -> 
         try:
             _segment_file(job, segmenter, opacity)
         except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-            yield Outcome(str(job.source), "failed", _one_line(error))
+            yield Outcome(str(job.source), "failed", reason(error))
         else:
             yield Outcome(str(job.source), "written", str(job.outputs[0]))
 
@@ -202,7 +202,7 @@ def read_photo(path: Path) -> Image.Image:
         with Image.open(path) as image:
             array = read_image(image)
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
-        raise ValueError(f"cannot be read as an image: {_one_line(error)}") from error
+        raise ValueError(f"cannot be read as an image: {reason(error)}") from error
     return Image.fromarray(array.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -239,8 +239,7 @@ def _load(name: str, dtype: torch.dtype):
         processor = AutoImageProcessor.from_pretrained(name, **own)
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **own)
     except Exception as error:  # of transformers, huggingface_hub, safetensors and json, with no base in common
-        reason = explain(error) or _one_line(error)
-        raise ValueError(f"cannot load a segmentation model from {name!r}: {reason}") from error
+        raise ValueError(f"cannot load a segmentation model from {name!r}: {reason(error)}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         raise ValueError(f"{name!r} lacks {len(wrong)} tensors of the model, or has other shapes: first {wrong[0]}")
@@ -258,8 +257,7 @@ def _check_model_name(name: str) -> None:
     except HFValidationError:
         raise ValueError(f"no model at {name}: no such folder, and not the name of one on the Hub") from None
     except Exception as error:  # of the client and of the network below it
-        reason = explain(error) or _one_line(error)
-        raise ValueError(f"no model at {name}: no such folder, and {reason}") from None
+        raise ValueError(f"no model at {name}: no such folder, and {reason(error)}") from None
 
 
 def _device(name: str | None) -> torch.device:
@@ -268,9 +266,4 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise ValueError(f"cannot use the device {name!r}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    """The first line that an exception says, or its name if it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"cannot use the device {name!r}: {reason(error)}") from error

@@ -12,11 +12,11 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from transformers import PreTrainedConfig
 
 from offseg_hf import auto_model_class
+from offseg_hf.hub.repository import CARD
 from offseg_hf.hub.results import DataSet, Family, Paper, Result, load_results, model_cards_folder
 from offseg_hf.presets import Preset, Protocol
 
 
-CARD = "README.md"
 OFFICIAL_URL = "https://github.com/HVision-NKU/OffSeg"
 LICENSE_LINK = f"{OFFICIAL_URL}/blob/main/LICENSE"
 LICENSE_NAME = "offseg-apache-2.0-non-commercial"

@@ -17,7 +17,7 @@ from offseg_hf.conversion.convert import describe_misfit, fitting_presets, load_
 from offseg_hf.data.scenes import render_scene
 from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.repository import Changes, commit, find_changes, read_state, tag_version
-from offseg_hf.hub_errors import explain
+from offseg_hf.hub_errors import reason
 from offseg_hf.presets import Preset, get_preset
 
 
@@ -109,8 +109,7 @@ def publish(
         try:
             status, detail = _publish(api, preset, source, repository, dry_run, private, overwrite, say)
         except Exception as error:  # of the Hub's clients, safetensors and the disk, with no base in common
-            first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-            status, detail = "failed", explain(error) or first_line
+            status, detail = "failed", reason(error)
         yield Publication(name, source, repository, status, detail)
 
 

@@ -22,7 +22,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from offseg_hf import register
 from offseg_hf.data.labels import LABEL_SETS
 from offseg_hf.data.scenes import SCENE_LABELS
-from offseg_hf.hub.cards import CARD, TASK, front_matter, render_card
+from offseg_hf.hub.cards import TASK, front_matter, render_card
+from offseg_hf.hub.repository import CARD
+from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE
 from offseg_hf.visualization import draw_curves
 
 
@@ -73,11 +75,11 @@ def training_card_files(folder: str | Path, repository: str) -> dict[str, str | 
 def read_training(folder: Path) -> Training:
     """What lies in and beside the checkpoint `folder`; raises ValueError for a file that is not what it should be."""
     run = folder.resolve().parent
-    recipe_text = _read(run / "recipe.yaml", shareable)
-    recipe = _read(run / "recipe.yaml", lambda text: yaml.load(shareable(text), yaml.BaseLoader)) or {}
-    log = (_read(run / "log.jsonl", _lines) or []) if recipe else []
-    environment = (_read(run / "environment.json", json.loads) or {}) if recipe else {}
-    iteration = _iteration(folder / "training_state.pt")
+    recipe_text = _read(run / RECIPE_FILE, shareable)
+    recipe = _read(run / RECIPE_FILE, lambda text: yaml.load(shareable(text), yaml.BaseLoader)) or {}
+    log = (_read(run / LOG_FILE, _lines) or []) if recipe else []
+    environment = (_read(run / ENVIRONMENT_FILE, json.loads) or {}) if recipe else {}
+    iteration = _iteration(folder / STATE_FILE)
     scores, scores_of = _evaluation(folder)
     if not scores:
         scores = next((line for line in log if line["iteration"] == iteration and "mIoU" in line), {})

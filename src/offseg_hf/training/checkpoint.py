@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from offseg_hf.run_folder import STATE_FILE
 
-STATE_FILE = "training_state.pt"
+
 CHECKPOINTS = ("last", "best")
 # Of a recipe, what makes no difference to the weights, but for rounding.
 FREE_TO_CHANGE = {

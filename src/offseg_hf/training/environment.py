@@ -8,10 +8,9 @@ from pathlib import Path
 import accelerate
 from accelerate import Accelerator
 
+from offseg_hf.evaluation.outputs import write_json
 from offseg_hf.evaluation.report import environment
-
-
-ENVIRONMENT_FILE = "environment.json"
+from offseg_hf.run_folder import ENVIRONMENT_FILE
 
 
 def write_environment(folder: Path, accelerator: Accelerator) -> None:
@@ -25,9 +24,7 @@ def write_environment(folder: Path, accelerator: Accelerator) -> None:
     facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
     if path.is_file():
         facts["started"] = json.loads(path.read_text(encoding="utf-8"))["started"]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, facts)
 
 
 def git_commit() -> str | None:

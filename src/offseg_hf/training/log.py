@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from offseg_hf.training.recipe import Recipe
 
 
-LOG_FILE = "log.jsonl"
 RUN_ID_FILE = ".run_id"  # beside the log: by which trackers know the training again
 PROJECT = "offseg-hf"  # of all trainings, where a tracker sorts by projects
 

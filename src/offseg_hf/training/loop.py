@@ -22,6 +22,7 @@ from offseg_hf.conversion import load_pretrained
 from offseg_hf.data.datasets import label_set_of, sample_name
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.evaluation import evaluate_model
+from offseg_hf.run_folder import LOG_FILE, RECIPE_FILE
 from offseg_hf.training.build import (
     build_model,
     device_batch_size,
@@ -34,14 +35,13 @@ from offseg_hf.training.build import (
 from offseg_hf.training.checkpoint import exclusive, find_resumable, load_state, require_same_recipe, save_checkpoint
 from offseg_hf.training.environment import write_environment
 from offseg_hf.training.interruption import Interruption, TrainingInterrupted
-from offseg_hf.training.log import LOG_FILE, Display, JsonLines, check_tracker, start_trackers
+from offseg_hf.training.log import Display, JsonLines, check_tracker, start_trackers
 from offseg_hf.training.optimization import build_optimizer, learning_rate_factor, set_learning_rates
 from offseg_hf.training.publication import Publication
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.state import Progress, WeightAverage, seed_generators
 
 
-RECIPE_FILE = "recipe.yaml"
 INITIALIZATION, ITERATION = range(2)  # what random numbers are drawn for
 
 

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
 from offseg_hf.hub.push import push_model, writable_name
-from offseg_hf.hub_errors import explain, is_temporary
+from offseg_hf.hub_errors import is_temporary, reason
 from offseg_hf.training.recipe import Recipe
 
 
@@ -35,7 +35,7 @@ class Publication:
         except Exception as error:  # of the client and of the network below it
             if not is_temporary(error):
                 raise
-            self._say(f"{self.repository} is out of reach: {explain(error)}; the training begins nevertheless")
+            self._say(f"{self.repository} is out of reach: {reason(error)}; the training begins nevertheless")
 
     def push(self) -> None:
         """Send the best model with its card, as of now; a failure is told."""
@@ -44,7 +44,7 @@ class Publication:
             upload = push_model(self.folder, self.repository, private=self.private)
         except Exception as error:  # nothing that goes wrong here is worth a training
             self._failure = error
-            self._say(f"not uploaded: {self._reason(error)}; the training goes on, and will try again")
+            self._say(f"not uploaded: {reason(error)}; the training goes on, and will try again")
             return
         self.is_behind = False
         if not upload.changes.is_empty:
@@ -56,9 +56,5 @@ class Publication:
         if self.is_behind:
             raise PublicationError(
                 f"the training is done and {self.folder} holds its best model, but it is not on the Hub: "
-                f"{self._reason(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
+                f"{reason(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
             ) from None
-
-    @staticmethod
-    def _reason(error: Exception) -> str:
-        return explain(error) or str(error).strip().partition("\n")[0] or type(error).__name__
