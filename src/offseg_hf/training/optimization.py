@@ -101,8 +101,8 @@ def optimizer_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW over `optimizer_groups`."""
-    return AdamW(optimizer_groups(model, recipe), betas=recipe.optimizer.betas, eps=recipe.optimizer.eps)
+    """AdamW over `optimizer_groups`, all of a step in one kernel."""
+    return AdamW(optimizer_groups(model, recipe), betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
 
 
 def learning_rate_factor(iteration: int, schedule: ScheduleRecipe) -> float:
