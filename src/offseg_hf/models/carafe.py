@@ -1,11 +1,9 @@
-"""CARAFE, content-aware reassembly of features, as one weighted gather.
+"""CARAFE, content-aware reassembly of features, as one weighted gather, and its gradient as another.
 
 Paper: https://arxiv.org/abs/1905.02188. mmcv's operator exists for CUDA only and is the usual reason to compile it.
 Here every output pixel is a bag: `F.embedding_bag` sums the rows (pixels) of its neighbourhood, weighted by its
 kernel, without ever unfolding the neighbourhoods. It runs, differentiates, compiles and exports on any device.
 """
-
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +29,69 @@ def carafe(features: Tensor, kernels: Tensor, scale: int = 1) -> Tensor:
     features: (batch, channels, height, width), taken as zero outside; kernels: (batch, height * scale, width * scale,
     size ** 2). Returns (batch, channels, height * scale, width * scale), channels last in memory.
     """
-    batch, channels, height, width = features.shape
+    if features.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return FeatureGradient.apply(reassemble(features.detach(), kernels, scale), features, kernels.detach(), scale)
+    return reassemble(features, kernels, scale)
+
+
+class FeatureGradient(torch.autograd.Function):
+    """The output of a reassembly of detached features, as it is, with its gradient for the features.
+
+    `embedding_bag` has one of its own, which sorts the indices of all neighbourhoods: half of the operator's time.
+    """
+
+    @staticmethod
+    def forward(ctx, output: Tensor, features: Tensor, kernels: Tensor, scale: int) -> Tensor:
+        ctx.save_for_backward(kernels)
+        ctx.scale = scale
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return gradient, distribute(gradient, *ctx.saved_tensors, ctx.scale), None, None
+
+
+def reassemble(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """[`carafe`], differentiated operator by operator."""
     size = int(kernels.shape[-1] ** 0.5)
-    radius = size // 2
-    rows = F.pad(features.permute(0, 2, 3, 1), (0, 0, radius, radius, radius, radius))  # pad width, then height
-    padded_height, padded_width = height + 2 * radius, width + 2 * radius
+    height, width = (scale * length for length in features.shape[-2:])
+    rows, padded_size = pad_to_rows(features, size // 2)
+    corners = (torch.arange(length, device=features.device) // scale for length in (height, width))
+    indices = window_indices(*corners, size, len(features), padded_size)
+    output = weighted_gather(rows, indices, kernels.flatten(0, 2))
+    return output.view(len(features), height, width, -1).permute(0, 3, 1, 2)
 
-    arange = partial(torch.arange, device=features.device)
-    corner = arange(height * scale)[:, None] // scale * padded_width + arange(width * scale) // scale
-    neighbour = arange(size)[:, None] * padded_width + arange(size)
-    indices = corner.flatten()[:, None] + neighbour.flatten()  # (height * width, size ** 2)
-    indices = indices + arange(batch)[:, None, None] * (padded_height * padded_width)
 
-    output = weighted_gather(rows.reshape(-1, channels), indices.flatten(0, 1), kernels.flatten(0, 2))
-    return output.view(batch, height * scale, width * scale, channels).permute(0, 3, 1, 2)
+def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """The transpose of [`reassemble`]: to every pixel of the features, what it has given to each output pixel.
+
+    Those are the output pixels in a window around it, with the kernels of all of them: again a weighted gather.
+    """
+    size = int(kernels.shape[-1] ** 0.5)
+    height, width = (length // scale for length in x.shape[-2:])
+    margin = scale * (size // 2)
+    rows, padded_size = pad_to_rows(x, margin)
+    corners = (torch.arange(length, device=x.device) * scale for length in (height, width))
+    indices = window_indices(*corners, size * scale, len(x), padded_size)
+    # Seen from an output pixel the features lie the other way: what is first in a window is last in the kernel.
+    place = size - 1 - torch.arange(size * scale, device=x.device) // scale
+    place = (place[:, None] * size + place).flatten()
+    kernel_rows, _ = pad_to_rows(kernels.permute(0, 3, 1, 2), margin)
+    weights = kernel_rows.flatten().take(indices * size**2 + place)
+    return weighted_gather(rows, indices, weights).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+
+def pad_to_rows(x: Tensor, margin: int) -> tuple[Tensor, tuple[int, int]]:
+    """(batch, channels, height, width) with zeros around it, as rows (pixels, channels), and its height and width."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin))  # width, then height
+    return padded.flatten(0, 2), tuple(padded.shape[1:3])
+
+
+def window_indices(top: Tensor, left: Tensor, size: int, batch: int, map_size: tuple[int, int]) -> Tensor:
+    """Which rows of `batch` maps the windows with these corners hold: (batch * len(top) * len(left), size ** 2)."""
+    height, width = map_size
+    side = torch.arange(size, device=top.device)
+    corner = (top[:, None] * width + left).flatten()
+    indices = corner[:, None] + (side[:, None] * width + side).flatten()
+    image = torch.arange(batch, device=top.device)[:, None, None] * (height * width)
+    return (indices + image).flatten(0, 1)
