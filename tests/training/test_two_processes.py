@@ -85,29 +85,16 @@ def test_a_batch_that_cannot_be_shared_is_an_error(processes):
         launch(processes, 2, "--output", "uneven", "training.batch_size=3")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [["torch.distributed.run", "--nproc_per_node"], ["accelerate.commands.launch", "--cpu", "--num_processes"]],
-    ids=["torchrun", "accelerate"],
-)
-def test_launchers(processes, tmp_path, launcher):
-    """Ended by a signal, as a terminal sends it to the launcher and all that it has started, and resumed.
+def test_accelerate_launch(processes, tmp_path):
+    """Two processes, ended by a signal as a terminal sends it, to the launcher and all that it has started, and
+    resumed.
 
-    torchrun is what `accelerate launch` runs for several GPUs; for CPUs it starts one process, whatever it is told.
+    Given `--cpu`, `accelerate launch` starts one process, whatever number it is told.
     """
     settings = (*ALIKE, "schedule.iterations=40", "training.evaluation_interval=40", "training.checkpoint_interval=40")
-    script = [
-        ROOT / "scripts" / "train.py",
-        "--config",
-        "tiny.yaml",
-        "--output",
-        tmp_path,
-        "--resume",
-        "auto",
-        *settings,
-    ]
-    command = [sys.executable, "-m", *launcher, "2", *script]
+    script = (ROOT / "scripts" / "train.py", "--config", "tiny.yaml", "--output", tmp_path, "--resume", "auto")
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    command = [*launcher, "--main_process_port", "0", *script, *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     options = {"cwd": processes.folder, "env": environment, "start_new_session": True}
     with subprocess.Popen(command, **options, stderr=subprocess.PIPE, text=True) as process:
@@ -115,12 +102,14 @@ def test_launchers(processes, tmp_path, launcher):
         os.killpg(process.pid, signal.SIGINT)
         end = process.stderr.read()
     assert process.returncode != 0
-    number = 2 if launcher[0].startswith("torch") else 1
-    assert any(f"{number} process" in line for line in begin)
+    assert any("2 processes on cpu" in line for line in begin)
     assert "stopped by SIGINT after iteration" in end
     assert not (tmp_path / "best").exists()
-    subprocess.run(command, **options, check=True)
-    launch(processes, 1, "--output", f"long_{number}", *settings)
-    expected = log_of(processes.folder / f"long_{number}", "loss")
+    done = subprocess.run(command, **options, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert "UserWarning" not in done.stderr
+    launch(processes, 1, "--output", "long", *settings)
+    expected = log_of(processes.folder / "long", "loss")
     first = {iteration: expected[iteration] for iteration in range(1, 11)}  # later on, differences of 1e-7 have grown
     assert {iteration: log_of(tmp_path, "loss")[iteration] for iteration in first} == pytest.approx(first, rel=1e-5)

@@ -8,6 +8,7 @@ killed anywhere goes on from its last checkpoint as if it had not been.
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -88,6 +89,9 @@ class TrainingRun:
         self.batch_size = device_batch_size(recipe, accelerator.num_processes)
         self.accumulation = settings.batch_size // accelerator.num_processes // self.batch_size
 
+        if accelerator.num_processes > 1:  # of depthwise weights, whose two layouts in memory are one
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         if accelerator.is_main_process:
             stack.enter_context(exclusive(output))
         self.checkpoint = self._choose_checkpoint(resume)
