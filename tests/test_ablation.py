@@ -1,18 +1,23 @@
-"""The paired ablation, as a user runs it, and what the repository says that it found."""
+"""The paired ablation, as a user runs it, and what its models show of offset learning."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from offseg_hf import OffsetLearning
 from tests.training.tiny import write_tiny
 
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    script = str(ROOT / "scripts" / "ablation.py")
+def run(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+    script = str(ROOT / "scripts" / name)
     return subprocess.run([sys.executable, script, *arguments], cwd=folder, capture_output=True, text=True)
 
 
@@ -21,7 +26,7 @@ def test_ablation(tmp_path):
     write_tiny(tmp_path)
     command = ("--config", "tiny.yaml", "--output", "runs", "--seeds", "3", "--jobs", "2")
     settings = ("schedule.iterations=4", "data.num_workers=0")
-    first = run(tmp_path, *command, *settings)
+    first = run(tmp_path, "ablation.py", *command, *settings)
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "runs" / "results.json").read_text())
     both, none = results["runs"]
@@ -35,15 +40,35 @@ def test_ablation(tmp_path):
 
     weights = tmp_path / "runs" / "both-3" / "last" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    again = run(tmp_path, *command, *settings)
+    again = run(tmp_path, "ablation.py", *command, *settings)
     assert again.stdout == first.stdout.partition("| branches")[1] + first.stdout.partition("| branches")[2]
     assert weights.stat().st_mtime_ns == written
+
+    options = ("--dataset", "scenes", "--photos", "2")
+    shown = run(tmp_path, "offset_statistics.py", "--model", "runs/both-3/last", *options)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("\n| ") == 1 + results["data"]["num_classes"]
+    without = run(tmp_path, "offset_statistics.py", "--model", "runs/none-3/last", *options)
+    assert without.returncode == 0 and "class branch 0.000, feature branch 0.000" in without.stdout
 
 
 def test_a_run_that_fails_is_told(tmp_path):
     write_tiny(tmp_path)
     command = ("--config", "tiny.yaml", "--seeds", "0", "1", "--output", "runs", "data.source=nowhere/at/all")
-    result = run(tmp_path, *command)
+    result = run(tmp_path, "ablation.py", *command)
     assert result.returncode == 1
     assert "both, seed 0: train failed: error: nowhere/at/all" in result.stderr
     assert not (tmp_path / "runs" / "both-1").exists()
+
+
+@pytest.mark.parametrize("branches", [(True, True), (True, False), (False, True)])
+def test_parts_of_the_logits(branches):
+    """Together they are the logits before the norm."""
+    torch.manual_seed(0)
+    logit_parts = runpy.run_path(str(ROOT / "scripts" / "offset_statistics.py"))["logit_parts"]
+    head = OffsetLearning(5, 8, *branches)
+    features = torch.randn(1, 8, 3, 4)
+    expected = head(features).flatten(2)[0].T
+    parts = logit_parts(head, features.flatten(2)[0].T)
+    torch.testing.assert_close(head.logit_norm(sum(parts)), expected)
+    assert [bool(part.any()) for part in parts] == [True, *branches]
