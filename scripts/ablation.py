@@ -19,8 +19,9 @@ from statistics import mean, stdev
 
 from PIL import Image
 
+from offseg_hf.benchmark import markdown_table
 from offseg_hf.training.recipe import load_recipe
-from offseg_hf.visualization import draw_curves
+from offseg_hf.visualization import draw_plots
 
 
 # The rows of the paper's Table 6 that differ in offset learning alone: which of its branches are on.
@@ -57,7 +58,7 @@ def main() -> None:
     results = collect(arguments.output, arguments.arms, arguments.seeds)
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw_results(results).save(arguments.output / "curves.png")
-    print(table(results))
+    print(table(results), class_table(results), sep="\n\n")
 
 
 def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) -> None:
@@ -112,19 +113,15 @@ def collect(output: Path, arms: Iterable[str], seeds: Iterable[int]) -> dict:
 
 
 def draw_results(results: dict) -> Image.Image:
-    """Training loss above mIoU by iteration, each the mean over the seeds of an arm."""
+    """Training loss above mIoU by iteration: every seed, and the mean of each arm."""
     arms = list(dict.fromkeys(run["arm"] for run in results["runs"]))
-    plots = []
-    for key, title in (("loss", "training loss"), ("curve", f"mIoU on {results['data']['split']}")):
-        curves = {}
-        for arm in arms:
-            by_iteration = zip(*(run[key] for run in results["runs"] if run["arm"] == arm))
-            curves[arm] = [(points[0][0], mean(y for _, y in points)) for points in by_iteration]
-        plots.append(draw_curves(f"{results['data']['title']}: {title}", curves, common_scale=True))
-    both = Image.new("RGB", (plots[0].width, sum(plot.height for plot in plots)))
-    for index, plot in enumerate(plots):
-        both.paste(plot, (0, index * plots[0].height))
-    return both
+    titles = {"loss": "training loss", "curve": f"mIoU on {results['data']['title']}, {results['data']['split']}"}
+    return draw_plots(
+        {
+            title: {arm: [run[key] for run in results["runs"] if run["arm"] == arm] for arm in arms}
+            for key, title in titles.items()
+        }
+    )
 
 
 def table(results: dict) -> str:
@@ -134,21 +131,35 @@ def table(results: dict) -> str:
         by_arm.setdefault(run["arm"], []).append(100 * run["mIoU"])
     seeds = list(dict.fromkeys(run["seed"] for run in results["runs"]))
     *_, reference = by_arm.values()
-    lines = [
-        f"| branches | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | difference |",
-        f"| --- |{' ---: |' * (len(seeds) + 2)}",
-    ]
+    rows = []
     for arm, values in by_arm.items():
         differences = [value - other for value, other in zip(values, reference)]
         difference = "" if values is reference else spread(differences, "+.2f")
-        cells = [arm, *(f"{value:.2f}" for value in values), spread(values, ".2f"), difference]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([arm, *(f"{value:.2f}" for value in values), spread(values, ".2f"), difference])
+    return markdown_table(["branches", *(f"seed {seed}" for seed in seeds), "mean", "difference"], rows)
+
+
+def class_table(results: dict) -> str:
+    """In Markdown: the mean IoU in % of each class that occurs, by arm, and its differences from the last arm's."""
+    by_arm: dict[str, list[dict[str, float | None]]] = {}
+    for run in results["runs"]:
+        by_arm.setdefault(run["arm"], []).append(run["IoU"])
+    *others, reference = by_arm
+    header = ["class", *by_arm, *(f"{arm} - {reference}" for arm in others)]
+    rows = []
+    names = [name for name in by_arm[reference][0] if all(run["IoU"][name] is not None for run in results["runs"])]
+    for name in names:
+        values = {arm: [100 * run[name] for run in runs] for arm, runs in by_arm.items()}
+        differences = [[a - b for a, b in zip(values[arm], values[reference])] for arm in others]
+        means = [f"{mean(values[arm]):.1f}" for arm in by_arm]
+        rows.append([name, *means, *(spread(difference, "+.1f") for difference in differences)])
+    return markdown_table(header, rows)
 
 
 def spread(values: list[float], form: str) -> str:
     """Mean and, of several values, standard deviation (of the sample)."""
-    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    digits = form.lstrip("+")
+    deviation = f" ± {stdev(values):{digits}}" if len(values) > 1 else ""
     return f"{mean(values):{form}}{deviation}"
 
 

@@ -16,7 +16,7 @@ from offseg_hf.data.scene_folder import write_scenes
 from offseg_hf.metrics import MeanIoU
 from offseg_hf.training.loop import train
 from offseg_hf.training.recipe import load_recipe
-from offseg_hf.visualization import draw_curves, draw_overlay, label_image
+from offseg_hf.visualization import draw_overlay, draw_plots, label_image, training_plots
 
 
 SIZE = (192, 144)
@@ -82,7 +82,8 @@ def main() -> None:
         for name, label_map in (("model", predictions[index]), ("truth", val_maps[index])):
             draw_overlay(image, label_map, labels.names, labels.palette).save(output / f"scene{index}_{name}.png")
         label_image(predictions[index], labels.palette).save(output / f"scene{index}_labels.png")
-    draw_curves("training", curves_of(training / "log.jsonl")).save(output / "curve.png")
+    log = (training / "log.jsonl").read_text().splitlines()
+    draw_plots(training_plots(map(json.loads, log))).save(output / "curve.png")
 
     print(f"\nmIoU and pixel accuracy on {len(val_maps)} scenes of {len(labels)} classes:")
     for name, (miou, accuracy) in scores.items():
@@ -115,11 +116,6 @@ def score(predictions: np.ndarray | list[np.ndarray], label_maps: np.ndarray, nu
     metric.update(np.broadcast_to(predictions, label_maps.shape), label_maps)
     result = metric.compute()
     return result["mIoU"], result["aAcc"]
-
-
-def curves_of(log: Path) -> dict[str, list[tuple[float, float]]]:
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return {name: [(line["iteration"], line[name]) for line in lines if name in line] for name in ("loss", "mIoU")}
 
 
 if __name__ == "__main__":

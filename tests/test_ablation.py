@@ -36,6 +36,7 @@ def test_ablation(tmp_path):
     assert len(both["IoU"]) == results["data"]["num_classes"] and results["data"]["num_images"] == 5
     row = next(line for line in first.stdout.splitlines() if line.startswith("| both |"))
     assert f"{100 * (both['mIoU'] - none['mIoU']):+.2f}" in row
+    assert all(f"\n| {name} | {100 * both['IoU'][name]:.1f} | " in first.stdout for name in both["IoU"])
     assert (tmp_path / "runs" / "curves.png").is_file()
 
     weights = tmp_path / "runs" / "both-3" / "last" / "model.safetensors"

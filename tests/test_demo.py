@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from offseg_hf.visualization import draw_curves
-
 
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
 SHORT = ("schedule.iterations=4", "schedule.warmup_iterations=1", "training.log_interval=1")
@@ -25,9 +23,3 @@ def test_demo(tmp_path):
         "curve.png",
         *(f"scene{index}_{kind}.png" for index in range(4) for kind in ("model", "truth", "labels")),
     }
-
-
-def test_curves_are_drawn_to_their_own_scales():
-    image = draw_curves("training", {"loss": [(1, 4.0), (2, 1.0)], "mIoU": [(2, 0.5)]})
-    assert image.size == (640, 360) and len(image.getcolors(100_000)) > 4
-    assert image.tobytes() != draw_curves("training", {"loss": [(1, 4.0), (2, 2.0)], "mIoU": [(2, 0.5)]}).tobytes()

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 
 from offseg_hf import register
@@ -25,7 +24,7 @@ from offseg_hf.data.scenes import SCENE_LABELS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
 from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE
-from offseg_hf.visualization import draw_curves
+from offseg_hf.visualization import draw_plots, training_plots
 
 
 CURVES = "training_curves.png"
@@ -160,16 +159,11 @@ def _evaluation(folder: Path) -> tuple[dict[str, float], str]:
 
 def _curves(log: list[dict[str, float]]) -> bytes | None:
     """Loss and mIoU over the iterations as a PNG; None if there is nothing to draw."""
-    points = {
-        name: [(line["iteration"], line[key]) for line in log if key in line]
-        for name, key in (("loss", "loss"), ("mIoU of the validation", "mIoU"))
-    }
-    curves = {name: line for name, line in points.items() if any(y > 0 for _, y in line)}
-    if not curves:
+    plots = training_plots(log)
+    if not plots:
         return None
     file = io.BytesIO()
-    image: Image.Image = draw_curves("Over the iterations of the training", curves)
-    image.save(file, format="PNG", optimize=True)
+    draw_plots(plots).save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 

@@ -7,14 +7,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from offseg_hf.data.labels import LABEL_SETS, distinct_colours
 from offseg_hf.data.scenes import SCENE_LABELS
+from offseg_hf.visualization.style import BACKGROUND, FAINT_TEXT, LINE, TEXT
 
 
 Palette = Sequence[tuple[int, int, int]]
 
-BACKGROUND = (255, 255, 255)
-TEXT = (32, 33, 36)
-FAINT_TEXT = (95, 99, 104)
-SWATCH_BORDER = (154, 160, 166)
 MIN_LEGEND_WIDTH = 300  # pixels: the width of three short entries, which photos of a few pixels get as well
 
 
@@ -42,33 +39,6 @@ def label_image(label_map: np.ndarray, palette: Palette) -> Image.Image:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8))
     image.putpalette([channel for colour in palette for channel in colour])
-    return image
-
-
-def draw_curves(
-    title: str,
-    curves: dict[str, list[tuple[float, float]]],
-    size: tuple[int, int] = (640, 360),
-    common_scale: bool = False,
-) -> Image.Image:
-    """A plot of curves, each a list of points (x, y) with x in order, from 0 on.
-
-    Every curve has its own scale, unless they share a `common_scale`. The legend says the last and largest y of each.
-    """
-    image = Image.new("RGB", size, BACKGROUND)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    left, top, right, bottom = 16, 24 + 20 * (len(curves) + 1), size[0] - 16, size[1] - 16
-    draw.text((left, 12), title, TEXT, font)
-    draw.rectangle((left, top, right, bottom), outline=SWATCH_BORDER)
-    furthest = max(points[-1][0] for points in curves.values())
-    highest = max(y for points in curves.values() for _, y in points)
-    for row, ((name, points), colour) in enumerate(zip(curves.items(), distinct_colours(len(curves)))):
-        largest = max(y for _, y in points)
-        unit = (bottom - top - 8) / (highest if common_scale else largest)
-        line = [(left + (right - left) * x / furthest, bottom - unit * y) for x, y in points]
-        draw.line(line, colour, width=2)
-        draw.rectangle((left, 38 + 20 * row, left + 12, 46 + 20 * row), colour)
-        draw.text((left + 20, 34 + 20 * row), f"{name}: {points[-1][1]:.3f}, at most {largest:.3f}", FAINT_TEXT, font)
     return image
 
 
@@ -124,9 +94,7 @@ def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width:
         left = gap + column * pitch + gap // 2
         middle = gap + row * line + line // 2
         top = middle - swatch // 2
-        draw.rounded_rectangle(
-            (left, top, left + swatch, top + swatch), radius=swatch // 5, fill=colour, outline=SWATCH_BORDER
-        )
+        draw.rounded_rectangle((left, top, left + swatch, top + swatch), radius=swatch // 5, fill=colour, outline=LINE)
         draw.text((left + swatch + gap, middle), name, fill=TEXT, font=font, anchor="lm")
         draw.text((left + cell, middle), share, fill=FAINT_TEXT, font=font, anchor="rm")
     return legend
