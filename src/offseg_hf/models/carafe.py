@@ -53,13 +53,14 @@ class FeatureGradient(torch.autograd.Function):
 
 def reassemble(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
     """[`carafe`], differentiated operator by operator."""
+    batch, channels, *low_size = features.shape
     size = int(kernels.shape[-1] ** 0.5)
-    height, width = (scale * length for length in features.shape[-2:])
+    height, width = (scale * length for length in low_size)
     rows, padded_size = pad_to_rows(features, size // 2)
     corners = (torch.arange(length, device=features.device) // scale for length in (height, width))
-    indices = window_indices(*corners, size, len(features), padded_size)
+    indices = window_indices(*corners, size, batch, padded_size)
     output = weighted_gather(rows, indices, kernels.flatten(0, 2))
-    return output.view(len(features), height, width, -1).permute(0, 3, 1, 2)
+    return output.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
@@ -67,24 +68,25 @@ def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
 
     Those are the output pixels in a window around it, with the kernels of all of them: again a weighted gather.
     """
+    batch, channels, *high_size = x.shape
     size = int(kernels.shape[-1] ** 0.5)
-    height, width = (length // scale for length in x.shape[-2:])
+    height, width = (length // scale for length in high_size)
     margin = scale * (size // 2)
     rows, padded_size = pad_to_rows(x, margin)
     corners = (torch.arange(length, device=x.device) * scale for length in (height, width))
-    indices = window_indices(*corners, size * scale, len(x), padded_size)
+    indices = window_indices(*corners, size * scale, batch, padded_size)
     # Seen from an output pixel the features lie the other way: what is first in a window is last in the kernel.
     place = size - 1 - torch.arange(size * scale, device=x.device) // scale
     place = (place[:, None] * size + place).flatten()
     kernel_rows, _ = pad_to_rows(kernels.permute(0, 3, 1, 2), margin)
     weights = kernel_rows.flatten().take(indices * size**2 + place)
-    return weighted_gather(rows, indices, weights).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+    return weighted_gather(rows, indices, weights).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def pad_to_rows(x: Tensor, margin: int) -> tuple[Tensor, tuple[int, int]]:
     """(batch, channels, height, width) with zeros around it, as rows (pixels, channels), and its height and width."""
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin))  # width, then height
-    return padded.flatten(0, 2), tuple(padded.shape[1:3])
+    return padded.reshape(-1, x.shape[1]), tuple(padded.shape[1:3])
 
 
 def window_indices(top: Tensor, left: Tensor, size: int, batch: int, map_size: tuple[int, int]) -> Tensor:
