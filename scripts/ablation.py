@@ -20,6 +20,7 @@ from statistics import mean, stdev
 from PIL import Image
 
 from offseg_hf.benchmark import markdown_table
+from offseg_hf.training.log import read_log
 from offseg_hf.training.recipe import load_recipe
 from offseg_hf.visualization import draw_plots
 
@@ -95,7 +96,7 @@ def collect(output: Path, arms: Iterable[str], seeds: Iterable[int]) -> dict:
         for seed in seeds:
             folder = run_folder(output, arm, seed)
             report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+            lines = read_log(folder / "log.jsonl")
             runs.append(
                 {
                     "arm": arm,

@@ -4,7 +4,6 @@ Takes some minutes on two cores, and can be interrupted: the same command goes o
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from transformers.utils import logging
 from offseg_hf.data.datasets import label_set_of, load_segmentation_data
 from offseg_hf.data.scene_folder import write_scenes
 from offseg_hf.metrics import MeanIoU
+from offseg_hf.training.log import read_log
 from offseg_hf.training.loop import train
 from offseg_hf.training.recipe import load_recipe
 from offseg_hf.visualization import draw_overlay, draw_plots, label_image, training_plots
@@ -82,8 +82,7 @@ def main() -> None:
         for name, label_map in (("model", predictions[index]), ("truth", val_maps[index])):
             draw_overlay(image, label_map, labels.names, labels.palette).save(output / f"scene{index}_{name}.png")
         label_image(predictions[index], labels.palette).save(output / f"scene{index}_labels.png")
-    log = (training / "log.jsonl").read_text().splitlines()
-    draw_plots(training_plots(map(json.loads, log))).save(output / "curve.png")
+    draw_plots(training_plots(read_log(training / "log.jsonl"))).save(output / "curve.png")
 
     print(f"\nmIoU and pixel accuracy on {len(val_maps)} scenes of {len(labels)} classes:")
     for name, (miou, accuracy) in scores.items():

@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--photos", type=int, default=24, help="how many, evenly spaced in the split")
     arguments = parser.parse_args()
+    if arguments.photos < 1:
+        parser.error(f"expected --photos of 1 or more, got {arguments.photos}")
     try:
         segmenter = Segmenter(arguments.model)
         data = load_segmentation_data(arguments.dataset, arguments.split)
@@ -60,26 +62,29 @@ def statistics(segmenter: Segmenter, head: OffsetLearning, reader: SampleReader)
     hook.remove()
     for features in seen:
         features = features.flatten(1).T  # (pixels, channels)
-        representation = head.class_representation[0]
-        attention = head.compare(features, head.class_representation)[0].softmax(dim=0)  # of classes, over pixels
-        attended = torch.special.entr(attention).sum(dim=0).exp() / len(features)
+        attention = class_attention(head, features)
+        attended = torch.special.entr(attention).sum(dim=1).exp() / len(features)
         offset = class_offset(head, features)
-        lengths = [centred(x, 0).norm(dim=1) for x in (representation, offset)]
-        parts = [centred(part, 1).std() for part in logit_parts(head, features)]
+        lengths = [centred(x, 0).norm(dim=1) for x in (head.class_representation[0], offset)]
+        parts = [centred(part, 1).std() for part in logit_parts(head, features, offset)]
         yield torch.stack([attended, *lengths], dim=1), torch.stack(parts)
+
+
+def class_attention(head: OffsetLearning, features: Tensor) -> Tensor:
+    """Where each class looks among the pixels (pixels, channels): (classes, pixels), rows sum to one."""
+    return head.compare(features, head.class_representation)[0].softmax(dim=0).T
 
 
 def class_offset(head: OffsetLearning, features: Tensor) -> Tensor:
     """By how much the pixels (pixels, channels) move the class representations: (classes, channels)."""
     if head.class_offset_proj is None:
         return torch.zeros_like(head.class_representation[0])
-    attention = head.compare(features, head.class_representation)[0].softmax(dim=0)
-    return head.class_offset_proj(attention.T @ features)
+    return head.class_offset_proj(class_attention(head, features) @ features)
 
 
-def logit_parts(head: OffsetLearning, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three terms, (pixels, classes) each, of the similarity: E·W, E·ΔW and ΔE·(W + ΔW)."""
-    representation, offset = head.class_representation[0], class_offset(head, features)
+def logit_parts(head: OffsetLearning, features: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three terms, (pixels, classes) each, of the similarity: E·W, E·ΔW and ΔE·(W + ΔW); `offset` is ΔW."""
+    representation = head.class_representation[0]
     own = head.compare(features, head.class_representation)[0]
     feature_offset = torch.zeros_like(features)
     if head.feature_offset_proj is not None:

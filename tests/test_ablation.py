@@ -66,10 +66,11 @@ def test_a_run_that_fails_is_told(tmp_path):
 def test_parts_of_the_logits(branches):
     """Together they are the logits before the norm."""
     torch.manual_seed(0)
-    logit_parts = runpy.run_path(str(ROOT / "scripts" / "offset_statistics.py"))["logit_parts"]
+    script = runpy.run_path(str(ROOT / "scripts" / "offset_statistics.py"))
     head = OffsetLearning(5, 8, *branches)
     features = torch.randn(1, 8, 3, 4)
     expected = head(features).flatten(2)[0].T
-    parts = logit_parts(head, features.flatten(2)[0].T)
+    rows = features.flatten(2)[0].T
+    parts = script["logit_parts"](head, rows, script["class_offset"](head, rows))
     torch.testing.assert_close(head.logit_norm(sum(parts)), expected)
     assert [bool(part.any()) for part in parts] == [True, *branches]
