@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from offseg_hf.data.scenes import render_scene
+from offseg_hf.data.scene_folder import write_scenes
+from offseg_hf.data.scenes import SCENE_LABELS, render_scene
 from offseg_hf.presets import PRESETS
+from offseg_hf.training.recipe import load_recipe
 from tests.parity.fill import official_state_dict
 from tests.small_model import save_small_model
 
@@ -288,3 +291,14 @@ def test_interrupt(model, tmp_path):
             Image.open(output / name).load()
         else:
             json.loads((output / name).read_text())
+
+
+def test_data_check_proposes_class_weights(tmp_path):
+    """As a recipe takes them."""
+    write_scenes(tmp_path / "scenes", train=3, val=0, size=(96, 64))
+    result = offseg("data", "check", tmp_path / "scenes", "--split", "train", "--stats")
+    assert result.returncode == 0, result.stderr
+    (setting,) = re.findall(r"^semantic_loss_class_weights: (\[.*\])$", result.stdout, re.MULTILINE)
+    recipe = load_recipe("offseg-t-ade", [f"model.config.semantic_loss_class_weights={setting}"])
+    weights = recipe.model_config().semantic_loss_class_weights
+    assert len(weights) == len(SCENE_LABELS) and 0 < min(weights) < 1 < max(weights)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offseg_hf.data.check import check_segmentation_data
+from offseg_hf.data.check import SplitReport, check_segmentation_data
 from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.labels import LabelSet
 from tests.data import trees
 
 
@@ -31,6 +32,15 @@ def test_all_is_well(tmp_path):
         (name, 3 * count, pytest.approx(count / sum(counts)), 3) for name, count in zip(train.labels.names, counts)
     ]
     assert train.ignored == 3 * (PIXELS - sum(counts))
+
+
+def test_class_weights():
+    """Four times as rare weighs twice; the mean over pixels is 1; a class that does not occur has nothing to weigh."""
+    labels = LabelSet("abc", "ABC", tuple("abc"), ((0, 0, 0),) * 3, (0, 1, 2), (), False)
+    report = SplitReport("train", labels, 1)
+    assert report.class_weights() == [1, 1, 1]
+    report.add(np.bincount([0] * 80 + [1] * 20 + [255], minlength=256))
+    assert report.class_weights() == [0.833, 1.67, 1]
 
 
 @pytest.mark.parametrize("layout", trees.BENCHMARKS)

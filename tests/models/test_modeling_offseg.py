@@ -180,6 +180,34 @@ def test_windows():
         model(pixel_values, image_sizes=image_sizes)
 
 
+@torch.no_grad()
+def test_class_weights():
+    """They multiply the loss of every pixel by its class; the mean goes over all pixels, ignored ones too."""
+    weights = [0.5, 2, 0, 1, 1, 3, 1]
+    model = small_model(semantic_loss_class_weights=weights)
+    pixel_values, labels = images(2, 3, 64, 64), torch.arange(8).repeat(2, 64, 8)
+    labels[labels == 7] = 255
+    output = model(pixel_values, labels=labels)
+    log_probabilities = nn.functional.interpolate(output.logits, size=(64, 64), mode="bilinear").log_softmax(dim=1)
+    losses = [-weight * log_probabilities[:, i][labels == i].sum() for i, weight in enumerate(weights)]
+    torch.testing.assert_close(output.loss, sum(losses) / labels.numel())
+    assert OffSegConfig.from_dict(model.config.to_dict()).semantic_loss_class_weights == weights
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ([1, 1], "must be 7 numbers, one per class, got 2"),
+        ([1, 1, 1, 1, 1, 1, -1], r"must be finite and 0 or more, got \[1, 1, 1, 1, 1, 1, -1\]"),
+        ([1, 1, 1, 1, 1, 1, float("nan")], "must be finite"),
+    ],
+)
+def test_wrong_class_weights(weights, message):
+    model = small_model(semantic_loss_class_weights=weights)
+    with pytest.raises(ValueError, match=message):
+        model(images(1, 3, 64, 64), labels=torch.zeros(1, 64, 64, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     "labels, message",
     [

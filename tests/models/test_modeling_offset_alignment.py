@@ -466,6 +466,7 @@ def test_remote_code(folders):
         assert written == {
             "configuration_offset_alignment.py",
             "inner_model.py",
+            "layers.py",
             "mask_prediction.py",
             "modeling_offset_alignment.py",
             "offset_learning.py",

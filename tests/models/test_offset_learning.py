@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offseg_hf import OffsetAlignment, OffsetLearning
+from offseg_hf import (
+    OffSegConfig,
+    OffSegForSemanticSegmentation,
+    OffsetAlignment,
+    OffsetLearning,
+    OffsetSegformerConfig,
+    OffsetSegformerForSemanticSegmentation,
+    OffsetSegNextConfig,
+    OffsetSegNextForSemanticSegmentation,
+)
 from tests.oracle import PlainOffsetLearning
 
 
@@ -144,6 +153,39 @@ def test_initialisation():
     head.start_without_offsets()
     assert all(proj.weight.eq(0).all() for proj in head.offset_projs())
     assert head.class_representation.std() > 0.01
+
+
+def test_class_offsets_are_dropped_of_whole_images():
+    """In training only: half of the images have none, the others have it twice as long."""
+    head = strong(OffsetLearning(5, 8, class_offset_drop_path_rate=0.5))
+    pixels = torch.randn(1, 8, 6, 7).expand(400, -1, -1, -1)
+    weight = head.class_offset_proj.weight.data
+    expected = {}
+    for scale in (0, 1, 2):
+        head.class_offset_proj.weight = torch.nn.Parameter(scale * weight)
+        expected[scale] = head.eval()(pixels[:1])
+    head.class_offset_proj.weight = torch.nn.Parameter(weight)
+    torch.testing.assert_close(head(pixels), expected[1].expand(400, -1, -1, -1))
+    logits = head.train()(pixels)
+    dropped, kept = (logits.sub(expected[scale]).abs().amax(dim=(1, 2, 3)) < 1e-9 for scale in (0, 2))
+    assert (dropped ^ kept).all() and 150 < dropped.sum() < 250
+
+
+@pytest.mark.parametrize(
+    "model_class, config",
+    [
+        (OffSegForSemanticSegmentation, OffSegConfig),
+        (OffsetSegformerForSemanticSegmentation, OffsetSegformerConfig),
+        (OffsetSegNextForSemanticSegmentation, OffsetSegNextConfig),
+    ],
+)
+def test_class_offset_drop_path_of_the_models(model_class, config):
+    with torch.device("meta"):
+        assert model_class(config()).offset_learning.class_offset_drop_path.probability == 0
+        head = model_class(config(class_offset_drop_path_rate=0.3)).offset_learning
+    assert head.class_offset_drop_path.probability == 0.3
+    with pytest.raises(ValueError, match=r"expected a share in \[0, 1\) .*, got 1"):
+        model_class(config(class_offset_drop_path_rate=1))
 
 
 def test_one_class_is_an_error():

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from offseg_hf.training.build import (
     synchronize_batch_norms,
 )
 from offseg_hf.training.log import check_tracker
-from offseg_hf.training.recipe import Recipe, load_recipe
+from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.state import WeightAverage, seed_generators
 from tests.training.tiny import RECIPE, TINY_MASK2FORMER
 
@@ -188,6 +189,25 @@ def test_random_numbers_are_a_function_of_their_purpose():
     keys = [(0, 1, 5, 0), (0, 1, 5, 1), (0, 1, 6, 0), (1, 1, 5, 0), (0, 0)]
     assert len({drawn(*key) for key in keys}) == len(keys)
     assert drawn(0, 1, 5, 0) == drawn(0, 1, 5, 0)
+
+
+def test_class_weights_are_the_recipes(recipe, tmp_path):
+    """A checkpoint's own were for other data; and a field that its configuration does not have is an error."""
+    labels = load_split(recipe, "train").features["label"].label_set()
+    weights = [1.0 + index for index in range(len(labels))]
+    weighing = {"semantic_loss_class_weights": weights}
+    model, processor = build_model(replace(recipe, model=replace(recipe.model, config=weighing)), labels)
+    assert model.config.semantic_loss_class_weights == weights
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    for config, expected in (({}, None), (weighing, weights)):
+        going_on = replace(recipe, model=ModelRecipe(checkpoint=str(tmp_path), config=config))
+        assert build_model(going_on, labels)[0].config.semantic_loss_class_weights == expected
+    misspelled = replace(recipe, model=ModelRecipe(checkpoint=str(tmp_path), config={"class_weights": weights}))
+    with pytest.raises(
+        ValueError, match=r"unknown key model.config.class_weights \(did you mean .*_class_weights\?\)"
+    ):
+        build_model(misspelled, labels)
 
 
 def test_what_does_not_fit_is_an_error(recipe, tmp_path):

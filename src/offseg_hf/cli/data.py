@@ -24,7 +24,9 @@ Labels = Annotated[str | None, typer.Option(help="ade, cityscapes, cocostuff, co
 def check(
     source: Source,
     split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print the pixels and images of each class.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print the pixels of each class, and weights for them.")
+    ] = False,
     config_name: ConfigName = None,
     revision: Revision = None,
     image_column: ImageColumn = None,
@@ -61,6 +63,7 @@ def check(
                 table.add_row(str(index), name, f"{pixels:,}", f"{share:.2%}", str(images))
             table.add_row("", "no class", f"{report.ignored:,}", "", "")
             stdout.print(table, width=None if stdout.is_terminal else 120)
+            stdout.print(f"semantic_loss_class_weights: {report.class_weights()}\n", soft_wrap=True)
     if any(report.problems for report in reports):
         raise typer.Exit(1)
 

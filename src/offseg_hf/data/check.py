@@ -60,6 +60,13 @@ class SplitReport:
         for name, pixels, images in zip(self.labels.names, self.pixels.tolist(), self.images.tolist()):
             yield name, pixels, pixels / total, images
 
+    def class_weights(self) -> list[float]:
+        """What the pixels of each class may weigh in a loss so that rare classes are learned: the inverse root of its
+        share, with a mean over all pixels of 1, to three digits. A class without pixels weighs 1."""
+        roots = np.sqrt(self.pixels / max(int(self.pixels.sum()), 1))
+        weights = np.divide(1, roots * roots.sum(), where=roots > 0, out=np.ones_like(roots))
+        return [float(f"{weight:.3g}") for weight in weights]
+
 
 def check_segmentation_data(
     source: str | Path,

@@ -37,8 +37,13 @@ class OffsetSegformerConfig(SegformerConfig):
         Whether offset learning moves the pixel features towards the classes.
     start_without_offsets (`bool`, *optional*, defaults to `False`):
         Whether both offsets begin at zero, and the training moves them, instead of at random as in the paper.
+    class_offset_drop_path_rate (`float`, *optional*, defaults to 0.0):
+        Share of the images whose class offsets training leaves out, so that the class representations serve alone too.
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
         The label of pixels that do not count in the loss.
+    semantic_loss_class_weights (`list[float]`, *optional*):
+        What the loss of a pixel is multiplied by, for every class; by default 1. `offseg data check --stats` proposes
+        some for data with rare classes.
 
     Example:
 
@@ -54,6 +59,8 @@ class OffsetSegformerConfig(SegformerConfig):
     use_class_offset: bool = True
     use_feature_offset: bool = True
     start_without_offsets: bool = False
+    class_offset_drop_path_rate: float | int = 0.0
+    semantic_loss_class_weights: list[float | int] | tuple[float | int, ...] | None = None
 
     # Trainer and pipelines gather every output that is not named here; the sizes are an echo of the input.
     keys_to_ignore_at_inference = ["hidden_states", "image_sizes"]

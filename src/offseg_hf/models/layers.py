@@ -56,12 +56,14 @@ class DropPath(nn.Module):
 
     def __init__(self, probability: float):
         super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"drop path: expected a share in [0, 1) of the samples to drop, got {probability}")
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0:
             return x
-        kept = torch.rand((len(x), 1, 1, 1), device=x.device) >= self.probability
+        kept = torch.rand((len(x), *(1,) * (x.ndim - 1)), device=x.device) >= self.probability
         return x * (kept / (1 - self.probability)).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -108,7 +108,11 @@ class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedM
         pixel_decoder = FreqFusionPixelDecoder if config.pixel_decoder == "freqfusion" else MlpPixelDecoder
         self.pixel_decoder = pixel_decoder(config.hidden_sizes, config.lateral_channels, config.decoder_hidden_size)
         self.offset_learning = OffsetLearning(
-            config.num_labels, config.decoder_hidden_size, config.use_class_offset, config.use_feature_offset
+            config.num_labels,
+            config.decoder_hidden_size,
+            config.use_class_offset,
+            config.use_feature_offset,
+            class_offset_drop_path_rate=config.class_offset_drop_path_rate,
         )
         self.post_init()
 

@@ -62,7 +62,11 @@ class OffsetSegformerForSemanticSegmentation(SemanticSegmentationMixin, OffsetSe
             norm=nn.BatchNorm2d,
         )
         self.offset_learning = OffsetLearning(
-            config.num_labels, config.decoder_hidden_size, config.use_class_offset, config.use_feature_offset
+            config.num_labels,
+            config.decoder_hidden_size,
+            config.use_class_offset,
+            config.use_feature_offset,
+            class_offset_drop_path_rate=config.class_offset_drop_path_rate,
         )
         self.post_init()
 

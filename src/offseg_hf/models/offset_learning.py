@@ -9,17 +9,29 @@ a trained classifier can be continued (`OffsetLearning.from_classifier`).
 import torch
 from torch import Tensor, nn
 
+from .layers import DropPath
+
 
 class OffsetAlignment(nn.Module):
     """Compares pixels with classes, or with masks, after both have been offset.
 
     With either branch off it is the paper's ablation (Table 6); with both off, a plain product.
+
+    class_offset_drop_path_rate: share of the images whose class offsets are left out in training. The paper has 0; on
+        little data, classes left to the image to tell apart are told apart on the photos to train on alone.
     """
 
-    def __init__(self, channels: int, use_class_offset: bool = True, use_feature_offset: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        use_class_offset: bool = True,
+        use_feature_offset: bool = True,
+        class_offset_drop_path_rate: float = 0.0,
+    ):
         super().__init__()
         self.class_offset_proj = nn.Linear(channels, channels, bias=False) if use_class_offset else None
         self.feature_offset_proj = nn.Linear(channels, channels, bias=False) if use_feature_offset else None
+        self.class_offset_drop_path = DropPath(class_offset_drop_path_rate)
         OffsetAlignment.reset_parameters(self)
 
     @torch.no_grad()
@@ -53,7 +65,7 @@ class OffsetAlignment(nn.Module):
             # Every class gathers pixels. Transposed first: a softmax over thousands of pixels is faster, and loses no
             # digits in its sum, where they are neighbours in memory.
             gathered = coupled_attention.transpose(1, 2).softmax(dim=-1) @ features
-            aligned_classes = classes + self.class_offset_proj(gathered)
+            aligned_classes = classes + self.class_offset_drop_path(self.class_offset_proj(gathered))
             similarity = self.compare(features, aligned_classes)
 
         if self.feature_offset_proj is not None:
@@ -82,8 +94,9 @@ class OffsetLearning(OffsetAlignment):
         use_class_offset: bool = True,
         use_feature_offset: bool = True,
         normalize_logits: bool = True,
+        class_offset_drop_path_rate: float = 0.0,
     ):
-        super().__init__(channels, use_class_offset, use_feature_offset)
+        super().__init__(channels, use_class_offset, use_feature_offset, class_offset_drop_path_rate)
         if num_classes < 2:
             raise ValueError(f"expected at least 2 classes, which pixels are compared with; got {num_classes}")
         self.class_representation = nn.Parameter(torch.empty(1, num_classes, channels))

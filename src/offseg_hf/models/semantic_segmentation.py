@@ -1,5 +1,7 @@
 """What all models for semantic segmentation here share: their inputs and output, windows and the loss."""
 
+import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Self
@@ -73,8 +75,10 @@ class SemanticSegmentationMixin:
 
         loss = None
         if labels is not None:
-            check_labels(labels, pixel_values, self.config.num_labels, self.config.semantic_loss_ignore_index)
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            config, class_weights = self.config, self.config.semantic_loss_class_weights
+            check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
+            check_class_weights(class_weights, config.num_labels)
+            loss = segmentation_loss(logits, labels, config.semantic_loss_ignore_index, class_weights)
 
         return OffSegSemanticSegmenterOutput(
             loss=loss,
@@ -101,10 +105,16 @@ class SemanticSegmentationMixin:
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg."""
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Sequence[float] | None
+) -> Tensor:
+    """Cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
+
+    class_weights: what the loss of a pixel is multiplied by, for every class. The mean is over pixels, not weights.
+    """
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
-    return F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none").mean()
+    weight = None if class_weights is None else logits.new_tensor(class_weights)
+    return F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="none").mean()
 
 
 def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
@@ -112,6 +122,17 @@ def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
         raise ValueError(
             f"pixel_values must have the shape (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}"
         )
+
+
+def check_class_weights(class_weights: Sequence[float] | None, num_labels: int) -> None:
+    if class_weights is None:
+        return
+    if len(class_weights) != num_labels:
+        raise ValueError(
+            f"semantic_loss_class_weights must be {num_labels} numbers, one per class, got {len(class_weights)}"
+        )
+    if not all(0 <= weight < math.inf for weight in class_weights):
+        raise ValueError(f"semantic_loss_class_weights must be finite and 0 or more, got {list(class_weights)}")
 
 
 def check_labels(labels: Tensor, pixel_values: Tensor, num_labels: int, ignore_index: int) -> None:

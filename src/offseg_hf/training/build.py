@@ -24,6 +24,7 @@ from offseg_hf.data.transforms import TrainingTransform
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.interruption import ignore_signals
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.values import require_known
 
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def build_model(recipe: Recipe, labels: LabelSet) -> tuple[PreTrainedModel, Base
     if checkpoint is None:
         config = recipe.model_config(**classes)
         return auto_model_class(config).from_config(config), recipe.image_processor()
+    classes["semantic_loss_class_weights"] = None  # those of the checkpoint were for its own data
     own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
     config = AutoConfig.from_pretrained(checkpoint, **own, **(classes | recipe.model.config))
+    require_known(recipe.model.config, list(config.to_dict()), "model.config.")
     model = auto_model_class(config).from_pretrained(
         checkpoint, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **own
     )
