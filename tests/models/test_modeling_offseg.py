@@ -197,7 +197,7 @@ def test_class_weights():
 @pytest.mark.parametrize(
     "weights, message",
     [
-        ([1, 1], "must be 7 numbers, one per class, got 2"),
+        ([1, 1], "must be 7 numbers, one per class, or None; got 2"),
         ([1, 1, 1, 1, 1, 1, -1], r"must be finite and 0 or more, got \[1, 1, 1, 1, 1, 1, -1\]"),
         ([1, 1, 1, 1, 1, 1, float("nan")], "must be finite"),
     ],

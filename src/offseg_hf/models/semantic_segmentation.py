@@ -127,12 +127,11 @@ def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
 def check_class_weights(class_weights: Sequence[float] | None, num_labels: int) -> None:
     if class_weights is None:
         return
+    name = "semantic_loss_class_weights"
     if len(class_weights) != num_labels:
-        raise ValueError(
-            f"semantic_loss_class_weights must be {num_labels} numbers, one per class, got {len(class_weights)}"
-        )
+        raise ValueError(f"{name} must be {num_labels} numbers, one per class, or None; got {len(class_weights)}")
     if not all(0 <= weight < math.inf for weight in class_weights):
-        raise ValueError(f"semantic_loss_class_weights must be finite and 0 or more, got {list(class_weights)}")
+        raise ValueError(f"{name} must be finite and 0 or more, got {list(class_weights)}")
 
 
 def check_labels(labels: Tensor, pixel_values: Tensor, num_labels: int, ignore_index: int) -> None:
