@@ -76,9 +76,9 @@ def test_every_problem_is_found_with_its_file(tmp_path):
     assert found[f"{masks}/2.png"].startswith(f"the label map is 16x24, but its image {images}/2.png is 24x16; images")
     assert found[f"{masks}/3.png"].startswith("value 8 out of range")
     assert found[f"{masks}/4.png"].startswith("expected a label map of one id per pixel")
-    assert found[f"{images}/5.png"].startswith("unreadable, ")
-    assert found[f"{masks}/5.png"].startswith("unreadable, UnidentifiedImageError: ")
-    assert found[f"{masks}/6.png"].startswith("unreadable, FileNotFoundError: ")
+    assert found[f"{images}/5.png"] == "cannot be read as an image: image file is truncated"
+    assert found[f"{masks}/5.png"].startswith("cannot be read as a label map: no picture, or of a format that")
+    assert found[f"{masks}/6.png"] == "cannot be read as a label map: No such file or directory"
 
 
 def test_empty_split(tmp_path):

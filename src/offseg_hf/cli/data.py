@@ -33,8 +33,12 @@ def check(
     label_column: LabelColumn = None,
     labels: Labels = None,
 ) -> None:
-    """Read all of a data set and name every file with a problem; exit code 1 if there is one."""
+    """Read all of a data set and name every file with a problem; exit code 1 if there is one.
+
+    Files are read as training reads them. Notes are on what may be meant otherwise, such as a class without pixels.
+    """
     from offseg_hf.data.check import check_segmentation_data
+    from offseg_hf.data.texts import printable
 
     quiet_libraries()
     with progress_bar() as progress:
@@ -52,6 +56,8 @@ def check(
     for report in reports:
         for problem in report.problems:
             stderr.print(f"error: {problem}", style="red")
+        for note in report.notes:
+            stderr.print(f"note: {report.name}: {printable(note)}", style="yellow")
         stdout.print(f"{report.name}: {report.num_samples} samples, {len(report.problems)} problems")
         if stats:
             table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
+from offseg_hf.data.classes_json import FILE_NAME
 from offseg_hf.data.datasets import (
     ReadingOptions,
     dataset_of,
@@ -18,29 +19,35 @@ from offseg_hf.data.datasets import (
     resolve_labels,
     select_files,
 )
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.labels import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import Problem, read_layout
+from offseg_hf.data.reading import PairReader
 from offseg_hf.data.sources import source_folder
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from offseg_hf.data.label_image import LabelImage
+
+SHOWN_CLASSES = 8
 Progress = Callable[[int, int], None]  # samples done, of how many
 
 
 @dataclass
 class SplitReport:
-    """What is in a split, and what is wrong with it.
+    """What is in a split, what is wrong with it, and in `notes` what may be meant otherwise.
 
     pixels, images: of each class, how many pixels and in how many images; `ignored` are the pixels of no class.
-        Samples with a problem are not counted.
+        Samples with a problem are not counted; `num_counted` are the others.
     """
 
     name: str
     labels: LabelSet
     num_samples: int
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    num_counted: int = 0
     pixels: np.ndarray = field(init=False)
     images: np.ndarray = field(init=False)
     ignored: int = 0
@@ -52,6 +59,7 @@ class SplitReport:
         """Count a label map, given the pixels of each of its ids."""
         self.pixels += counts[: len(self.labels)]
         self.images += counts[: len(self.labels)] > 0
+        self.num_counted += 1
         self.ignored += int(counts[self.labels.ignore_index])
 
     def rows(self) -> Iterator[tuple[str, int, float, int]]:
@@ -79,8 +87,9 @@ def check_segmentation_data(
     """Read every sample, in `workers` threads (default: one per CPU), and report on each split.
 
     Problems are found all, not only the first: a missing half of a pair, an unreadable file, a label map of another
-    size than its image, values out of range, an empty split. `options` as of `load_segmentation_data`, whose errors
-    about the data set as a whole (unknown layout, split, classes) are raised here too.
+    size than its image, values out of range, an empty split, no two classes to tell apart. Samples are read as
+    training and evaluation read them: what the check passes, they take. `options` as of `load_segmentation_data`,
+    whose errors about the data set as a whole (unknown layout, split, classes) are raised here too.
     """
     labels = options.pop("labels", None)
     labels = None if labels is None else resolve_labels(labels)
@@ -91,7 +100,7 @@ def check_segmentation_data(
         refuse_options(source, "a folder of images", **options)
         for name, part in select_files(str(source), files, split).items():
             datasets.append(dataset_of(part, name))
-            reports.append(SplitReport(name, part.labels, len(part.pairs), list(part.problems)))
+            reports.append(SplitReport(name, part.labels, len(part.pairs), list(part.problems), list(part.notes)))
         if not reports:
             raise ValueError(f"{source}: no split with images")
     else:
@@ -110,30 +119,22 @@ def check_segmentation_data(
             done += 1
             if on_progress is not None:
                 on_progress(done, total)
+        report.notes.extend(_missing_classes(report, dataset.features["label"]))
+    if problem := _nothing_to_learn(source, reports):
+        reports[0].problems.append(problem)
     return reports
 
 
 def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarray | list[Problem]]:
     """Of each sample, in order, the pixels of each id of its label map, or its problems."""
-    image_feature, label_feature = dataset.features["image"], dataset.features["label"]
-    undecoded = dataset.cast_column("image", replace(image_feature, decode=False))
-    undecoded = undecoded.cast_column("label", label_feature.undecoded())
-    num_ids = max(len(label_feature.names) - 1, label_feature.ignore_index) + 1
+    reader = PairReader(dataset, split)
+    num_ids = max(len(reader.label_feature.names) - 1, reader.label_feature.ignore_index) + 1
 
     def read(index: int) -> np.ndarray | list[Problem]:
-        sample = undecoded[index]
-        decoded, problems = [], []
-        for column, feature in (("image", image_feature), ("label", label_feature)):
-            name = sample[column]["path"] or f"{split} sample {index}, {column}"
-            try:
-                decoded.append((name, feature.decode_example(sample[column])))
-            except Exception as error:  # whatever a broken file makes of a decoder: the check goes on
-                problems.append(Problem(name, _reason(error, name)))
-        if problems:
-            return problems
-        (image_name, image), (label_name, label) = decoded
-        if image.size != label.size:
-            return [Problem(label_name, _size_message(image_name, image.size, label.size))]
+        result = reader.try_read(index)
+        if isinstance(result, list):
+            return result
+        _, label = result
         return np.asarray(label.histogram()) if label.mode == "L" else np.bincount(np.ravel(label), minlength=num_ids)
 
     executor = ThreadPoolExecutor(workers)
@@ -143,13 +144,27 @@ def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarr
         executor.shutdown(cancel_futures=True)
 
 
-def _reason(error: Exception, name: str) -> str:
-    text = str(error).removeprefix(f"{name}: ")
-    return text if isinstance(error, ValueError) else f"unreadable, {type(error).__name__}: {text}"
+def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
+    """A note on the classes that a split does not have, and on what is no class there, perhaps in their place."""
+    missing = [name for name, count in zip(report.labels.names, report.images.tolist()) if not count]
+    if not missing or not report.num_counted:
+        return []
+    if len(missing) == 1:
+        text = f"`{missing[0]}` occurs in no image"
+    else:
+        shown = ", ".join(missing[:SHOWN_CLASSES]) + ", ..." * (len(missing) > SHOWN_CLASSES)
+        text = f"{len(missing)} of {len(report.labels)} classes occur in no image ({shown})"
+    if report.ignored and feature.void_ids and report.labels.name not in LABEL_SETS:
+        values = " or ".join(map(str, feature.void_ids))
+        text += f"; {report.ignored:,} pixels have {values}, which is void unless {FILE_NAME} gives it to a class"
+    return [text]
 
 
-def _size_message(image_name: str, image_size: tuple[int, int], label_size: tuple[int, int]) -> str:
-    message = "the label map is {}x{}, but its image {} is {}x{}".format(*label_size, image_name, *image_size)
-    if image_size == label_size[::-1]:
-        message += "; images are turned as their EXIF orientation says, label maps have to lie the same way"
-    return message
+def _nothing_to_learn(source: str | Path, reports: list[SplitReport]) -> Problem | None:
+    """A problem if all that was read, being something, has one class or none, though there are names of more."""
+    names, pixels = reports[0].labels.names, sum(report.pixels for report in reports).tolist()
+    found = [name for name, count in zip(names, pixels) if count]
+    if len(names) == 1 or len(found) > 1 or not any(report.num_counted for report in reports):
+        return None
+    only = f"only `{found[0]}` occurs" if found else "no class occurs"
+    return Problem(str(source), f"{only} in all of its label maps, nothing to tell apart")

@@ -7,7 +7,9 @@ by its EXIF orientation; `models.image_operations.read_image` reads every mode t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -16,6 +18,7 @@ from offseg_hf.data.classes_json import FILE_NAME, read_classes
 from offseg_hf.data.labels import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import Problem, SplitFiles, find_split, read_layout
 from offseg_hf.data.sources import classes_beside, open_folder, open_on_hub, source_folder
+from offseg_hf.data.texts import expand, printable
 
 
 if TYPE_CHECKING:
@@ -118,10 +121,12 @@ def resolve_labels(labels: LabelSet | str | Path) -> LabelSet:
         return labels
     if str(labels) in LABEL_SETS:
         return LABEL_SETS[str(labels)]
-    path = Path(labels) / FILE_NAME if Path(labels).is_dir() else Path(labels)
-    if not path.is_file():
-        known = ", ".join(LABEL_SETS)
-        raise ValueError(f"expected labels {known} or the path of a {FILE_NAME}, got {str(labels)!r}")
+    path = expand(labels) if isinstance(labels, str | Path) else None
+    if path is not None and path.is_dir():
+        path /= FILE_NAME
+    if path is None or not path.is_file():
+        known, got = ", ".join(LABEL_SETS), str(labels) if isinstance(labels, Path) else labels
+        raise ValueError(printable(f"expected labels {known} or the path of a {FILE_NAME}, got {got!r}"))
     return read_classes(path)
 
 
@@ -162,9 +167,9 @@ def dataset_of(files: SplitFiles, split: str) -> Dataset:
 
     from offseg_hf.data.label_image import LabelImage
 
-    columns = {"image": [image for image, _ in files.pairs], "label": [mask for _, mask in files.pairs]}
+    images, masks = ([os.path.abspath(pair[half]) for pair in files.pairs] for half in (0, 1))  # wherever one goes
     features = Features(image=Image(), label=LabelImage.of(files.labels, raw=True))
-    dataset = Dataset.from_dict(columns, features=features, split=split)
+    dataset = Dataset.from_dict({"image": images, "label": masks}, features=features, split=split)
     return dataset.cast_column("label", LabelImage.of(files.labels))
 
 
@@ -223,6 +228,8 @@ def _with_columns(
     data = data.select_columns(list(names.values()))
     for role, name in names.items():
         data = data if role == name else data.rename_column(name, role)
+        if not features[name].decode:
+            data = data.cast_column(role, replace(features[name], decode=True))
     if isinstance(features[names["label"]], LabelImage):
         if labels is not None and tuple(features[names["label"]].names) != labels.names:
             raise ValueError(f"{source}: it has class names already, others than {labels.title}")

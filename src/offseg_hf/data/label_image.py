@@ -17,6 +17,7 @@ from datasets.features.features import register_feature
 from PIL import Image as PILImage
 
 from offseg_hf.data.labels import IGNORE_INDEX, LABEL_SETS, LabelSet
+from offseg_hf.data.texts import printable, reading_error
 
 
 ONE_CHANNEL = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -89,18 +90,33 @@ class LabelImage(Image):
         return {**Image().encode_example(value), "raw": self.raw and is_file}
 
     def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PILImage.Image:
-        """The class ids; ValueError for a picture of more than one channel and for values that are no class."""
+        """The class ids of a cell, as `read` does, with the file's name in its errors."""
         if not isinstance(value, dict):
             return value  # decoded already
-        image = super().decode_example(value, token_per_repo_id)
-        name = value.get("path") or "label map"
+        try:
+            return self.read(value, token_per_repo_id)
+        except ValueError as error:
+            raise ValueError(printable(f"{value.get('path') or 'label map'}: {error}")) from error.__cause__
+
+    def read(self, cell: dict, token_per_repo_id: dict | None = None) -> PILImage.Image:
+        """Return the class ids of a cell.
+
+        Raises ValueError for what cannot be read, for pictures of more than one channel or in a form that changes ids,
+        and for values that are no class.
+        """
+        try:
+            image = super().decode_example(cell, token_per_repo_id)
+        except Exception as error:  # Pillow's decoders raise almost anything on broken files
+            raise ValueError(f"cannot be read as a label map: {reading_error(error)}") from error
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError("expected a label map without loss, got a JPEG, which changes ids: use PNG")
         if image.mode not in ONE_CHANNEL:
             raise ValueError(
-                f"{name}: expected a label map of one id per pixel, got a picture of mode {image.mode}; colours "
+                f"expected a label map of one id per pixel, got a picture of mode {image.mode}; colours "
                 "cannot be turned back into classes, save the ids as a grayscale or palette PNG"
             )
-        raw = value.get("raw")
-        return self._to_ids(image, self._table(self.raw if raw is None else raw), name)
+        raw = cell.get("raw")
+        return self._to_ids(image, self.raw if raw is None else raw)
 
     def _table(self, raw: bool) -> np.ndarray:
         """Class id of each value in the file; UNKNOWN for values that should not occur."""
@@ -114,31 +130,36 @@ class LabelImage(Image):
             cached[raw] = table
         return cached[raw]
 
-    def _to_ids(self, image: PILImage.Image, table: np.ndarray, name: str) -> PILImage.Image:
+    def _to_ids(self, image: PILImage.Image, raw: bool) -> PILImage.Image:
+        table = self._table(raw)
         largest_id = max(len(self.names) - 1, self.ignore_index)
         free_id = len(self.names) + (self.ignore_index == len(self.names))  # means UNKNOWN in 8 bits
         if image.mode in ("L", "P") and largest_id < 256 and free_id < 256:  # Pillow's tables are faster than numpy's
             ids = image.point(np.where(table[:256] == UNKNOWN, free_id, table[:256]).tolist(), "L")
             if (np.asarray(ids) == free_id).any():
-                self._check(np.flatnonzero(image.histogram()), table, name)
+                self._check(np.flatnonzero(image.histogram()), raw)
             return ids
         values = np.asarray(image)
         if values.dtype == bool or values.dtype.kind == "i":
             values = values.astype(np.int64)
         if values.min() < 0 or values.max() >= len(table):
-            raise ValueError(f"{name}: expected values in 0..65535, got {values.min()}..{values.max()}")
+            raise ValueError(f"expected values in 0..65535, got {values.min()}..{values.max()}")
         ids = table[values]
         if (ids == UNKNOWN).any():
-            self._check(np.unique(values), table, name)
+            self._check(np.unique(values), raw)
         return PILImage.fromarray(ids.astype(np.uint8) if largest_id < 256 else ids)
 
-    def _check(self, values: np.ndarray, table: np.ndarray, name: str) -> None:
+    def _check(self, values: np.ndarray, raw: bool) -> None:
+        table = self._table(raw)
         unknown = values[table[values] == UNKNOWN].tolist()
         if unknown:
             known = ", ".join(_ranges(np.flatnonzero(table != UNKNOWN).tolist()))
             shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
             plural = "s" if len(unknown) > 1 else ""
-            raise ValueError(f"{name}: value{plural} {shown} out of range, in {self.title} there are {known}")
+            count = len(self.names)
+            counts_from_one = unknown == [count] and 0 not in values and self.raw_ids == list(range(count))
+            hint = f'; if they count from 1, "values" in classes.json are 1 to {count}' if counts_from_one else ""
+            raise ValueError(f"value{plural} {shown} out of range, in {self.title} there are {known}{hint}")
 
     # -- Arrow: as of images, and of each cell whether it is a file in the data set's encoding -----------------------
 

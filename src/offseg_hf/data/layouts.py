@@ -11,67 +11,107 @@ Layouts (`...` is any name, what is in braces one of these):
     plain            classes.json, images/, masks/: the same names below both. Splits are the folders images/train ...,
                      or the lists train.txt ... of names beside images/; without either everything is "train".
 
-Where files in the published ids and `_labelTrainIds` lie side by side, the published ones are read. Nothing is opened
-here: names are listed and paired.
+Where files in the published ids and `_labelTrainIds` lie side by side, the published ones are read. In plain folders
+splits may be written in any case, and so may the halves of a pair; all masks may have an ending of their own, as in
+0_mask.png. Nothing is opened here: names are listed and paired.
 """
 
 import os
+import re
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import normalize
 
 from offseg_hf.data.classes_json import FILE_NAME, read_classes
 from offseg_hf.data.labels import LABEL_SETS, LabelSet
+from offseg_hf.data.texts import is_utf8, printable, read_text
 
 
-SPLITS = {
+SPLITS = {  # in lower case
     "train": "train",
     "training": "train",
     "train2017": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
     "val2017": "validation",
     "test": "test",
     "testing": "test",
 }
 ROOTS = ("", "ADEChallengeData2016", "coco_stuff164k", "VOCdevkit/VOC2010", "VOC2010", "cityscapes")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_ENDINGS = tuple(".jpg .jpeg .jfif .png .webp .avif .tif .tiff .bmp .gif .jp2 .ppm .pgm .pbm .tga".split())
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
+NOT_FOR_MASKS = {  # pictures, but not of ids
+    **dict.fromkeys((".jpg", ".jpeg", ".jfif", ".jp2", ".avif"), "it is lossy and changes ids"),
+    ".webp": "it holds colours",
+    ".gif": "it may renumber ids",
+}
+SEPARATORS = "._- "  # between the name of a file and what is added to it
+SHOWN_NAMES = 5
+SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation")
+LIST_WORDS = {"list", "lists", "file", "files", "name", "names", "image", "images", "id", "ids", "set", "split", "txt"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with which file or folder."""
+    """What is wrong with which file or folder; `cause` is the error that told, if one did."""
 
     file: str
     message: str
+    cause: Exception | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.message}"
+        return printable(f"{self.file}: {self.message}")
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The (image, label map) pairs of a split, by name; `labels` says how these label maps are encoded."""
+    """The (image, label map) pairs of a split, by name; `labels` says how these label maps are encoded.
+
+    problems: what keeps the split from being read as a whole. notes: what was done that may not be what was meant.
+    """
 
     labels: LabelSet
     pairs: list[tuple[str, str]]
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def canonical_split(name: str) -> str:
-    """train, validation or test for what these are called elsewhere; any other name as it is."""
-    return SPLITS.get(name, name)
+    """Return train, validation or test for what these are called elsewhere; any other name as it is."""
+    return SPLITS.get(str(name).lower(), name)
+
+
+def looks_like_split(name: str) -> bool:
+    """Return whether a name that is none of `SPLITS` speaks of one: train_images, ValSet, vaildation."""
+    words = re.findall("[a-z]+", name.lower())
+    return any(_is_like_split(re.sub("(set|data|images?|imgs?|masks?|split)$", "", word)) for word in words)
+
+
+def _is_like_split(word: str) -> bool:
+    if word in SPLIT_WORDS:
+        return True
+    near = get_close_matches(word, SPLIT_WORDS, n=1, cutoff=0.85 if len(word) > 5 else 1)
+    turned = [known for known in SPLIT_WORDS if len(word) > 3 and sorted(known) == sorted(word)]
+    return any(known[0] == word[0] for known in near + turned)
 
 
 def find_split(source: str, names: Iterable[str], split: str) -> str:
-    """What `split` is called in `source`, whose splits have these names; ValueError if it is none of them."""
+    """Return what `split` is called in `source`, whose splits have these names; ValueError if it is none of them."""
     names = list(names)
-    found = next((name for name in names if canonical_split(name) == canonical_split(split)), None)
-    if found is None:
+    if split in names:
+        return split
+    found = [name for name in names if canonical_split(name) == canonical_split(split)]
+    if len(found) > 1:
+        raise ValueError(f"{source}: {split!r} may be any of its splits {', '.join(found)}, name one of them")
+    if not found:
         raise ValueError(f"{source}: no split {split!r}, it has {', '.join(names)}")
-    return found
+    return found[0]
 
 
 def read_layout(folder: str | Path, labels: LabelSet | None = None) -> dict[str, SplitFiles] | None:
@@ -162,26 +202,97 @@ def _pascal_context(root: Path) -> dict[str, SplitFiles]:
 def _plain(root: Path, labels: LabelSet | None = None) -> dict[str, SplitFiles]:
     labels = labels or read_classes(root / FILE_NAME)
     folders = root / "images", root / "masks"
-    names = {entry.name for folder in folders if folder.is_dir() for entry in os.scandir(folder) if entry.is_dir()}
-    split_names = sorted(names & SPLITS.keys(), key=list(SPLITS).index)
-    if split_names:
-        _check_distinct(root, split_names)
-        splits = {SPLITS[name]: _pair_folders(*(folder / name for folder in folders), labels) for name in split_names}
-        loose = sorted(name for name in names - {*split_names} if not name.startswith("."))
-        problems = [Problem(str(root / "*" / name), "is none of the splits " + ", ".join(SPLITS)) for name in loose]
-        first = next(iter(splits))
-        return splits | {first: replace(splits[first], problems=[*problems, *splits[first].problems])}
-    list_names = [name for name in SPLITS if (root / f"{name}.txt").is_file()]
-    if not list_names:
-        return {"train": _pair_folders(*folders, labels)}
-    _check_distinct(root, list_names)
+    inner = [_inner_folders(folder) for folder in folders]
+    lists = sorted((name for name in _names(root, ".txt") if name[:-4].lower() in SPLITS), key=_order_of_splits)
+    if any(name.lower() in SPLITS for names in inner for name in names):
+        return _plain_folders(root, folders, inner, lists, labels)
+    if not lists:
+        part = _pair_folders(*folders, labels, is_plain=True)
+        alike = sorted({f"{root / '*' / name}" for names in inner for name in names if looks_like_split(name)})
+        alike += [str(root / name) for name in _names(root, ".txt", ".lst", ".csv") if _looks_like_list(name[:-4])]
+        message = "looks like a split, but is called none of " + ", ".join(SPLITS)
+        return {"train": replace(part, problems=[*(Problem(name, message) for name in alike), *part.problems])}
+    _check_distinct(root, [name[:-4] for name in lists])
     images, masks = _files(folders[0], IMAGE_ENDINGS), _files(folders[1], MASK_ENDINGS)
-    return {SPLITS[n]: _pair_list(root / f"{n}.txt", images, masks, *folders, labels) for n in list_names}
+    masks, notes = _named_alike(images, masks)
+    splits = {
+        canonical_split(name[:-4]): _pair_list(root / name, images, masks, *folders, labels, notes) for name in lists
+    }
+    return _without_leaks(root, lists, splits)
+
+
+def _plain_folders(
+    root: Path, folders: tuple[Path, Path], inner: list[list[str]], lists: list[str], labels: LabelSet
+) -> dict[str, SplitFiles]:
+    """images/train ... and masks/train ..., which may differ in case or be another word for the same split."""
+    split_names = [[name for name in names if name.lower() in SPLITS] for names in inner]
+    for names in split_names:
+        _check_distinct(root, names)
+    called = [{canonical_split(name): name for name in names} for names in split_names]
+    splits = {}
+    for split in dict.fromkeys(SPLITS.values()):
+        if split in called[0] or split in called[1]:
+            names = [own.get(split) or other[split] for own, other in (called, called[::-1])]
+            images, masks = (folder / name for folder, name in zip(folders, names))
+            splits[split] = _pair_folders(images, masks, labels, is_plain=True)
+    loose = sorted({name for names in inner for name in names if name.lower() not in SPLITS})
+    problems = [Problem(str(root / "*" / name), "is none of the splits " + ", ".join(SPLITS)) for name in loose]
+    notes = [f"{root / name} is not read, the splits are folders" for name in lists]
+    for folder, endings in zip(folders, (IMAGE_ENDINGS, MASK_ENDINGS)):
+        if files := _names(folder, *endings):
+            notes.append(f"{_listed(files)} in {folder} are in no split and not read")
+    first = next(iter(splits))
+    part = splits[first]
+    return splits | {first: replace(part, problems=[*problems, *part.problems], notes=[*notes, *part.notes])}
+
+
+def _looks_like_list(name: str) -> bool:
+    words = {*re.findall("[a-z]+", name.lower())} - LIST_WORDS
+    return bool(words) and all(map(_is_like_split, words))
+
+
+def _inner_folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    names = (entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(names, key=_order_of_splits)
+
+
+def _names(folder: Path, *endings: str) -> list[str]:
+    """The files in a folder, not below it, that end so in any case."""
+    if not folder.is_dir():
+        return []
+    names = (entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    return sorted(name for name in names if name.lower().endswith(endings))
+
+
+def _order_of_splits(name: str) -> tuple[int, str]:
+    order = list(SPLITS)
+    split = os.path.splitext(name)[0].lower()
+    return order.index(split) if split in order else len(order), name
 
 
 def _check_distinct(root: Path, names: list[str]) -> None:
-    if len({SPLITS[name] for name in names}) < len(names):
-        raise ValueError(f"{root}: expected one name for each split, got {', '.join(names)}")
+    if len({canonical_split(name) for name in names}) < len(names):
+        raise ValueError(printable(f"{root}: expected one name for each split, got {', '.join(names)}"))
+
+
+def _without_leaks(root: Path, lists: list[str], splits: dict[str, SplitFiles]) -> dict[str, SplitFiles]:
+    """What is in the list to train on too is a problem of the other lists: scores on it tell nothing."""
+    called = {canonical_split(name[:-4]): name for name in lists}
+    trained = {*splits["train"].pairs} if "train" in splits else set()
+    for split, part in splits.items():
+        shared = [Path(image).name for image, mask in part.pairs if (image, mask) in trained]
+        if shared and split != "train":
+            message = f"{_listed(shared)} in {called['train']} too; scores on what was trained on tell nothing"
+            problem = Problem(str(root / called[split]), message)
+            splits = splits | {split: replace(part, problems=[*part.problems, problem])}
+    return splits
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _has(root: Path, *folders: str) -> bool:
@@ -227,44 +338,146 @@ LAYOUTS = (
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
-    """Files below a folder by their relative name without ending; names that begin with a dot are not of the data."""
+    """Files below a folder by their relative name without ending; names that begin with a dot are not of the data.
+
+    Letters with accents are one character in the names: some systems write two, and a file has either name there.
+    """
     files: dict[str, str] = {}
-    for key, path in _walk(folder, endings):
-        if files.setdefault(key, path) != path:
-            raise ValueError(f"{path}: has the name of {files[key]}, with another ending; remove one of them")
+    for name, path in _walk(folder):
+        ending = next((e for e in endings if name.endswith(e) or name.lower().endswith(e)), None)
+        if ending is not None:
+            key = normalize("NFC", name[: -len(ending)])
+            if files.setdefault(key, path) != path:
+                text = f"{path}: has the name of {files[key]}, with another ending or form; remove one of them"
+                raise ValueError(printable(text))
     return files
 
 
-def _walk(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for place, folders, names in os.walk(folder, followlinks=True):
+def _walk(folder: Path) -> Iterator[tuple[str, str]]:
+    """Every file below a folder, as (name relative to it, path); none if there is no such folder."""
+    if not folder.is_dir():
+        return
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inner = os.path.relpath(place, folder)
         for name in sorted(names):
-            ending = next((e for e in endings if name.endswith(e) or name.lower().endswith(e)), None)
-            if ending is not None and not name.startswith("."):
-                stem = name[: -len(ending)]
-                yield (stem if inner == "." else f"{inner}/{stem}"), os.path.join(place, name)
+            if not name.startswith("."):
+                yield (name if inner == "." else f"{inner}/{name}"), os.path.join(place, name)
 
 
-def _pair_folders(images: Path, masks: Path, labels: LabelSet) -> SplitFiles:
-    return _pair(_files(images, IMAGE_ENDINGS), _files(masks, MASK_ENDINGS), images, masks, labels)
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _pair_folders(images: Path, masks: Path, labels: LabelSet, is_plain: bool = False) -> SplitFiles:
+    files = _files(images, IMAGE_ENDINGS), _files(masks, MASK_ENDINGS)
+    renamed, notes = _named_alike(*files) if is_plain else (files[1], [])
+    return _pair(files[0], renamed, images, masks, labels, notes)
+
+
+def _named_alike(images: dict[str, str], masks: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The masks by the names of their images, where these differ in a way that leaves no doubt; and notes on it."""
+    notes = []
+    if images.keys().isdisjoint(masks):
+        image_ending, mask_ending = _common_endings(images, masks)
+        if image_ending or mask_ending:
+            masks = {key[: len(key) - len(mask_ending)] + image_ending: path for key, path in masks.items()}
+            both = (("images", image_ending), ("masks", mask_ending))
+            notes = ["all " + " and all ".join(f"{kind} end in {e}" for kind, e in both if e) + ": paired so"]
+    free, loose = images.keys() - masks.keys(), masks.keys() - images.keys()
+    for simplify in (_without_image_ending, str.casefold):
+        count = Counter(map(simplify, free))
+        called = {simplify(key): key for key in free if count[simplify(key)] == 1}
+        count = Counter(map(simplify, loose))
+        pairs = {key: called[simplify(key)] for key in loose if count[simplify(key)] == 1 and simplify(key) in called}
+        masks = {pairs.get(key, key): path for key, path in masks.items()}
+        free, loose = free - {*pairs.values()}, loose - pairs.keys()
+    return masks, notes
+
+
+def _common_endings(images: Iterable[str], masks: Iterable[str]) -> tuple[str, str]:
+    """What all images and all masks end in, such as "" and "_mask", beside names that are the same; "" if nothing."""
+    images, masks = list(images), list(masks)
+    for mask_ending in ("", *_endings_of_all(masks)):
+        for image_ending in ("", *(_endings_of_all(images) if len(images) > 1 else ())):
+            names = {key[: len(key) - len(image_ending)] for key in images}
+            if not names.isdisjoint(key[: len(key) - len(mask_ending)] for key in masks):
+                return image_ending, mask_ending
+    return "", ""
+
+
+def _endings_of_all(names: list[str]) -> list[str]:
+    """Words that all names end in, each with the character that sets it off, from the shortest."""
+    last = os.path.basename(names[0]) if names else ""
+    places = [place for place in range(len(last) - 1, 0, -1) if last[place] in SEPARATORS]
+    endings = [last[place:] for place in places if re.search("[^\\W\\d_]", last[place:])]
+    return [ending for ending in endings if all(name.endswith(ending) for name in names)]
+
+
+def _without_image_ending(name: str) -> str:
+    """0 for 0.jpg: some tools add the ending of masks to the whole name of the image."""
+    return next((name[: -len(ending)] for ending in IMAGE_ENDINGS if name.lower().endswith(ending)), name)
 
 
 def _pair(
-    images: Mapping[str, str], masks: Mapping[str, str], image_folder: Path, mask_folder: Path, labels: LabelSet
+    images: Mapping[str, str],
+    masks: Mapping[str, str],
+    image_folder: Path,
+    mask_folder: Path,
+    labels: LabelSet,
+    notes: Iterable[str] = (),
 ) -> SplitFiles:
     """What has the same name in both; the rest is a problem each, and so is having nothing at all."""
     if not images and not masks:
-        return SplitFiles(labels, [], [Problem(str(image_folder), "no images")])
+        others = [name for name, _ in _walk(image_folder)]
+        found = f", but {_listed(others)}; photos end in {', '.join(IMAGE_ENDINGS)}" if others else ""
+        return SplitFiles(labels, [], [Problem(str(image_folder), f"no images{found}")])
     pairs = [(images[key], masks[key]) for key in sorted(images.keys() & masks.keys())]
-    problems = [
-        Problem(images[key], f"no label map of this name in {mask_folder}")
-        for key in sorted(images.keys() - masks.keys())
-    ]
-    problems += [
-        Problem(masks[key], f"no image of this name in {image_folder}") for key in sorted(masks.keys() - images.keys())
-    ]
-    return SplitFiles(labels, pairs, problems)
+    problems = []
+    if lonely := sorted(images.keys() - masks.keys()):
+        others = _OtherFiles(mask_folder, {mask for _, mask in pairs}, MASK_ENDINGS)
+        problems += [
+            Problem(images[key], f"no label map of this name in {mask_folder}{others.like(key)}") for key in lonely
+        ]
+    if lonely := sorted(masks.keys() - images.keys()):
+        others = _OtherFiles(image_folder, {image for image, _ in pairs}, IMAGE_ENDINGS)
+        problems += [
+            Problem(masks[key], f"no image of this name in {image_folder}{others.like(key)}") for key in lonely
+        ]
+    pairs, unreadable = _with_names_of_text(pairs)
+    return SplitFiles(labels, pairs, [*problems, *unreadable], list(notes))
+
+
+class _OtherFiles:
+    """What lies in a folder, beside the files of pairs, where others are missed."""
+
+    def __init__(self, folder: Path, paired: set[str], endings: tuple[str, ...]):
+        self.names = sorted(normalize("NFC", name) for name, path in _walk(folder) if path not in paired)
+        self.endings = endings
+
+    def like(self, key: str) -> str:
+        """What a message on a missing file of this name may add: what is there instead, and what is wrong with it."""
+        found = []
+        for beginning in (key + separator for separator in SEPARATORS):
+            first = bisect_left(self.names, beginning)
+            found += [name for name in self.names[first : first + SHOWN_NAMES] if name.startswith(beginning)]
+        if not found:
+            return ""
+        ending = os.path.splitext(found[0])[1].lower()
+        if ending in self.endings:
+            reason = "under another name"
+        elif self.endings is MASK_ENDINGS and ending in NOT_FOR_MASKS:
+            reason = f"but {NOT_FOR_MASKS[ending]}, save label maps as PNG"
+        else:
+            reason = f"expected one of {' '.join(self.endings)}"
+        return f": {_listed(found)} is there, {reason}"
+
+
+def _with_names_of_text(pairs: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[Problem]]:
+    """The pairs whose names are text, which columns of paths are made of, and a problem for each other file."""
+    pairs, message = list(pairs), "its name is no UTF-8, which tables of paths need: rename it"
+    problems = [Problem(name, message) for pair in pairs for name in pair if not is_utf8(name)]
+    return [pair for pair in pairs if all(map(is_utf8, pair))], problems
 
 
 def _pair_list(
@@ -274,11 +487,13 @@ def _pair_list(
     image_folder: Path,
     mask_folder: Path,
     labels: LabelSet,
+    notes: Iterable[str] = (),
 ) -> SplitFiles:
     """The pairs whose names a text file lists, with or without an ending, one in a line."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    keys = dict.fromkeys(key if key in images or key in masks else os.path.splitext(key)[0] for key in lines if key)
-    pairs, problems = [], []
+    lines = [normalize("NFC", line.strip()) for line in read_text(path, "surrogateescape").split("\n")]
+    lines = [line for line in lines if line]
+    keys = dict.fromkeys(_listed_key(line, images, masks) for line in lines)
+    pairs, problems, notes = [], [], list(notes)
     for key in keys:
         missing = [str(folder) for folder, files in ((image_folder, images), (mask_folder, masks)) if key not in files]
         if missing:
@@ -287,4 +502,16 @@ def _pair_list(
             pairs.append((images[key], masks[key]))
     if not keys:
         problems.append(Problem(str(path), "the list is empty"))
-    return SplitFiles(labels, pairs, problems)
+    if len(lines) > len(keys):
+        notes.append(f"{len(lines) - len(keys)} names are in {path} more than once, and read once")
+    pairs, unreadable = _with_names_of_text(pairs)
+    return SplitFiles(labels, pairs, [*problems, *unreadable], notes)
+
+
+def _listed_key(line: str, images: Mapping[str, str], masks: Mapping[str, str]) -> str:
+    """The name that a line of a list means: with an ending perhaps, or as Windows or a shell write paths."""
+    for name in (line, line.replace("\\", "/").removeprefix("./")):
+        for key in (name, os.path.splitext(name)[0]):
+            if key in images or key in masks:
+                return key
+    return os.path.splitext(line)[0]

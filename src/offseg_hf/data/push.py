@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.datasets import ReadingOptions, label_set_of, load_segmentation_data
 from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.reading import PairReader
 
 
 if TYPE_CHECKING:
@@ -73,16 +74,16 @@ def _as_ids(dataset: "Dataset", cache: Path) -> "Dataset":
 
     from offseg_hf.data.label_image import encode_ids
 
-    label_feature = dataset.features["label"]
-    undecoded = dataset.cast_column("image", Image(decode=False)).cast_column("label", label_feature.undecoded())
+    reader = PairReader(dataset)
 
-    def convert(sample: dict) -> dict:
-        path = sample["label"]["path"]
-        ids = encode_ids(label_feature.decode_example(sample["label"]))
+    def convert(sample: dict, index: int) -> dict:
+        _, label_map = reader.read(index, sample)  # what cannot be trained on is not sent either
+        path, ids = sample["label"]["path"], encode_ids(label_map)
         return {"image": sample["image"], "label": {"bytes": ids, "path": path and f"{Path(path).stem}.png"}}
 
-    return undecoded.map(
+    return reader.rows.map(
         convert,
+        with_indices=True,
         features=Features(image=Image(), label=Image()),
         cache_file_name=str(cache),
         writer_batch_size=100,

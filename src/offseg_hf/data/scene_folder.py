@@ -7,6 +7,7 @@ from PIL import Image
 
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.scenes import SCENE_LABELS, render_scene
+from offseg_hf.data.texts import expand
 
 
 FIRST_VALIDATION_SEED = 1_000_000  # so that more scenes to train on do not change those to validate on
@@ -25,7 +26,7 @@ def write_scenes(
     The same pixels whenever and wherever; half a second a scene at 512x384 and one worker (process). Raises ValueError
     if `output` exists and is not an empty folder. classes.json comes last: a folder without it was interrupted.
     """
-    output = Path(output)
+    output = expand(output)
     if min(train, val) < 0 or train + val == 0:
         raise ValueError(f"expected numbers of scenes, at least one in all, got train {train}, val {val}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

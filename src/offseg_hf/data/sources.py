@@ -6,6 +6,9 @@ one, and is never asked for; of a name that may be either, the Hub's answer is t
 
 from __future__ import annotations
 
+import glob
+import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,27 +16,31 @@ from typing import TYPE_CHECKING
 from offseg_hf.data.classes_json import FILE_NAME, read_classes
 from offseg_hf.data.hub_splits import known_configuration, load_from_hub
 from offseg_hf.data.labels import LabelSet
-from offseg_hf.data.layouts import LAYOUTS, is_layout
+from offseg_hf.data.layouts import LAYOUTS, SPLITS, is_layout, looks_like_split
+from offseg_hf.data.texts import expand, is_utf8, printable
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 SHOWN_NAMES = 8
+SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.parquet")  # as `push_to_hub` names files
 
 
 def source_folder(source: object) -> Path | None:
     """The folder that a source is; None if it is something else, such as a name on the Hub.
 
-    `~` is expanded: shells do not do it in `data.source=~/data`. Raises ValueError for a path where no folder is.
+    `~` is expanded. Raises ValueError for a path where no folder is, and for one whose name is no text.
     """
     if not isinstance(source, str | Path):
         return None
-    path = Path(source).expanduser()
+    path = expand(source)
     if path.is_dir() and str(source):
+        if not is_utf8(str(path.absolute())):
+            raise ValueError(printable(f"{path.absolute()}: its name is no UTF-8, which tables need: rename it"))
         return path
     if isinstance(source, Path) or path.exists() or not _may_be_on_hub(source):
-        raise ValueError(_no_folder(str(source)))
+        raise ValueError(printable(_no_folder(str(source))))
     return None
 
 
@@ -43,15 +50,58 @@ def open_folder(folder: Path, config_name: str | None, streaming: bool) -> Datas
 
     from offseg_hf.data import label_image  # noqa: F401 - its type of columns may be in the files
 
+    place = str(folder.absolute())  # what is opened later is there still after a chdir
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return load_from_disk(str(folder))
-    files = sorted(folder.rglob("*.parquet"))
+        return load_from_disk(place)
+    files = sorted(path for path in folder.rglob("*.parquet") if not _is_hidden(path.relative_to(folder)))
     if not files:
-        raise ValueError(_no_layout(folder))
+        raise ValueError(printable(_no_layout(folder)))
     for path in files:
         _require_parquet(path)
+    if config_name is None and not (folder / "README.md").is_file():  # which may say what belongs where
+        paths = {
+            split: [glob.escape(str(path.absolute())) for path in parts]
+            for split, parts in _parquet_splits(folder, files).items()
+        }
+        return load_dataset("parquet", data_files=paths, streaming=streaming)
+    if glob.has_magic(place):
+        raise ValueError(f"{folder}: expected a path without * ? [, which `datasets` takes for patterns: rename it")
     with known_configuration(str(folder), config_name):
-        return load_dataset(str(folder), config_name, streaming=streaming)
+        return load_dataset(place, config_name, streaming=streaming)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _parquet_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split by the words in their names, or else in those of their folders; all "train" without.
+
+    As `datasets` does it, but in any case, and without taking what speaks of a split otherwise for "train".
+    """
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        if shard := SHARD.fullmatch(path.relative_to(folder).as_posix()):
+            splits.setdefault(shard[1], []).append(path)
+    if splits:
+        return splits
+    loose = []
+    for path in files:
+        inner = path.relative_to(folder)
+        parts = (inner.stem, *reversed(inner.parts[:-1]))
+        found = sorted(next((words for part in parts if (words := _splits_in(part))), ()))
+        if len(found) > 1:
+            raise ValueError(f"{path}: expected the name of one split in its name, got {' and '.join(found)}")
+        if not found and any(map(looks_like_split, parts)):
+            raise ValueError(f"{path}: looks like a split, expected one of {', '.join(SPLITS)} as a word of its name")
+        (splits.setdefault(found[0], []) if found else loose).append(path)
+    order = [*dict.fromkeys(SPLITS.values())]
+    return {split: splits[split] for split in order if split in splits} or {"train": loose}
+
+
+def _splits_in(name: str) -> set[str]:
+    known = SPLITS | {"eval": "test", "evaluation": "test"}
+    return {known[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in known}
 
 
 def open_on_hub(
@@ -121,7 +171,7 @@ def _may_be_on_hub(source: str) -> bool:
 
 
 def _no_folder(source: str) -> str:
-    path, wanted = Path(source).expanduser(), "expected a folder, or the name of a data set on the Hub (user/name)"
+    path, wanted = expand(source), "expected a folder, or the name of a data set on the Hub (user/name)"
     if not source:
         return f"{wanted}, got nothing"
     if path.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from offseg_hf.data.datasets import label_set_of, sample_name
+from offseg_hf.data.reading import PairReader
 from offseg_hf.data.transforms import TrainingTransform
 
 
@@ -37,6 +38,7 @@ class TrainingSet(Dataset):
         self.transform = transform
         self.seed = _check_seed(seed)
         self.ignore_index = label_set_of(dataset).ignore_index
+        self._pairs: PairReader | None = None  # made where it is used: a copy of the data set is not pickled along
         self._epoch = torch.tensor(NO_EPOCH).share_memory_()  # with workers that live on from epoch to epoch
 
     def __len__(self) -> int:
@@ -55,11 +57,24 @@ class TrainingSet(Dataset):
                 'several processes or to resume, accelerator_config={"use_seedable_sampler": False}'
             )
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, index)))
-        row = self.dataset[index]
+        photo, label_map = self._read(index)
         try:
-            return self.transform(row["image"], row["label"], rng, self.ignore_index)
+            return self.transform(photo, label_map, rng, self.ignore_index)
         except ValueError as error:
             raise ValueError(f"{sample_name(self.dataset, index)}: {error}") from error
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        """A photo and its label map as they are in the files; or what the data set's own transform makes of them."""
+        from datasets import Image
+
+        if self.dataset.format["type"] == "custom" or not isinstance(self.dataset.features["image"], Image):
+            row = self.dataset[index]
+            return row["image"], row["label"]
+        self._pairs = self._pairs or PairReader(self.dataset)
+        return self._pairs.read(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pairs": None}
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):
