@@ -144,6 +144,29 @@ def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarr
         executor.shutdown(cancel_futures=True)
 
 
+def first_look(dataset: "Dataset", samples: int = 32) -> str | None:
+    """Return what to look at before a training, if in all of some label maps there is one class or none; else None.
+
+    Args:
+        dataset: a split, as `load_segmentation_data` returns it.
+        samples: of how many the label maps are read, from all over the data set. Those that cannot be are left out.
+    """
+    indices = np.unique(np.linspace(0, len(dataset) - 1, samples).round().astype(int))
+    reader = PairReader(dataset)
+    report = SplitReport(str(dataset.split or "data"), label_set_of(dataset), len(indices))
+    for index in indices.tolist():
+        result = reader.try_read(index)
+        if not isinstance(result, list):
+            report.add(np.bincount(np.ravel(result[1]), minlength=report.labels.ignore_index + 1))
+    problem = _nothing_to_learn(report.name, [report])
+    missing = _missing_classes(report, dataset.features["label"])
+    if problem is None or not report.ignored:
+        return None
+    return (
+        f"{report.name}: in the {report.num_counted} label maps looked at {missing[0]}; `offseg data check` reads all"
+    )
+
+
 def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
     """A note on the classes that a split does not have, and on what is no class there, perhaps in their place."""
     missing = [name for name, count in zip(report.labels.names, report.images.tolist()) if not count]

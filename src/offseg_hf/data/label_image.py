@@ -111,9 +111,10 @@ class LabelImage(Image):
         if image.format in ("JPEG", "MPO"):
             raise ValueError("expected a label map without loss, got a JPEG, which changes ids: use PNG")
         if image.mode not in ONE_CHANNEL:
+            reason = "floats are no ids" if image.mode == "F" else "colours cannot be turned back into classes"
             raise ValueError(
-                f"expected a label map of one id per pixel, got a picture of mode {image.mode}; colours "
-                "cannot be turned back into classes, save the ids as a grayscale or palette PNG"
+                f"expected a label map of one id per pixel, got a picture of mode {image.mode}; {reason}, "
+                "save the ids as a grayscale or palette PNG"
             )
         raw = cell.get("raw")
         return self._to_ids(image, self.raw if raw is None else raw)

@@ -47,9 +47,9 @@ ROOTS = ("", "ADEChallengeData2016", "coco_stuff164k", "VOCdevkit/VOC2010", "VOC
 IMAGE_ENDINGS = tuple(".jpg .jpeg .jfif .png .webp .avif .tif .tiff .bmp .gif .jp2 .ppm .pgm .pbm .tga".split())
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 NOT_FOR_MASKS = {  # pictures, but not of ids
-    **dict.fromkeys((".jpg", ".jpeg", ".jfif", ".jp2", ".avif"), "it is lossy and changes ids"),
-    ".webp": "it holds colours",
-    ".gif": "it may renumber ids",
+    **dict.fromkeys((".jpg", ".jpeg", ".jfif"), "JPEG changes ids"),
+    ".webp": "WebP holds colours",
+    ".gif": "GIF may renumber ids",
 }
 SEPARATORS = "._- "  # between the name of a file and what is added to it
 SHOWN_NAMES = 5
@@ -120,7 +120,7 @@ def read_layout(folder: str | Path, labels: LabelSet | None = None) -> dict[str,
     folder: may also be the one that the archive of a benchmark was unpacked to.
     labels: of a plain folder, instead of its classes.json. A benchmark's folder knows its own: others are an error.
     """
-    if labels is not None and _has(Path(folder), "images") and _has(Path(folder), "masks"):
+    if labels is not None and all(_inside(Path(folder), name).is_dir() for name in ("images", "masks")):
         return _plain(Path(folder), labels)
     for root in (Path(folder, name) for name in ROOTS):
         for _, _, matches, read in LAYOUTS:
@@ -201,7 +201,12 @@ def _pascal_context(root: Path) -> dict[str, SplitFiles]:
 
 def _plain(root: Path, labels: LabelSet | None = None) -> dict[str, SplitFiles]:
     labels = labels or read_classes(root / FILE_NAME)
-    folders = root / "images", root / "masks"
+    folders = _inside(root, "images"), _inside(root, "masks")
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(
+                printable(f"{folder}: no such folder, in {root} there is {_listed(sorted(os.listdir(root)))}")
+            )
     inner = [_inner_folders(folder) for folder in folders]
     lists = sorted((name for name in _names(root, ".txt") if name[:-4].lower() in SPLITS), key=_order_of_splits)
     if any(name.lower() in SPLITS for names in inner for name in names):
@@ -210,7 +215,7 @@ def _plain(root: Path, labels: LabelSet | None = None) -> dict[str, SplitFiles]:
         part = _pair_folders(*folders, labels, is_plain=True)
         alike = sorted({f"{root / '*' / name}" for names in inner for name in names if looks_like_split(name)})
         alike += [str(root / name) for name in _names(root, ".txt", ".lst", ".csv") if _looks_like_list(name[:-4])]
-        message = "looks like a split, but is called none of " + ", ".join(SPLITS)
+        message = "looks like a split, but is called neither train, val nor test"
         return {"train": replace(part, problems=[*(Problem(name, message) for name in alike), *part.problems])}
     _check_distinct(root, [name[:-4] for name in lists])
     images, masks = _files(folders[0], IMAGE_ENDINGS), _files(folders[1], MASK_ENDINGS)
@@ -240,7 +245,7 @@ def _plain_folders(
     notes = [f"{root / name} is not read, the splits are folders" for name in lists]
     for folder, endings in zip(folders, (IMAGE_ENDINGS, MASK_ENDINGS)):
         if files := _names(folder, *endings):
-            notes.append(f"{_listed(files)} in {folder} are in no split and not read")
+            notes.append(f"in no split of {folder}, and not read: {_listed(files)}")
     first = next(iter(splits))
     part = splits[first]
     return splits | {first: replace(part, problems=[*problems, *part.problems], notes=[*notes, *part.notes])}
@@ -249,6 +254,15 @@ def _plain_folders(
 def _looks_like_list(name: str) -> bool:
     words = {*re.findall("[a-z]+", name.lower())} - LIST_WORDS
     return bool(words) and all(map(_is_like_split, words))
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The folder of this name in any case, if there is one; the name as it is comes first."""
+    if (root / name).is_dir() or not root.is_dir():
+        return root / name
+    return next(
+        (Path(entry) for entry in os.scandir(root) if entry.name.lower() == name and entry.is_dir()), root / name
+    )
 
 
 def _inner_folders(folder: Path) -> list[str]:
@@ -304,7 +318,7 @@ LAYOUTS = (
     (
         "plain",
         f"{FILE_NAME} with images/ and masks/",
-        lambda root: (root / FILE_NAME).is_file() and (_has(root, "images") or _has(root, "masks")),
+        lambda root: (root / FILE_NAME).is_file() and any(_inside(root, n).is_dir() for n in ("images", "masks")),
         _plain,
     ),
     (
@@ -467,7 +481,7 @@ class _OtherFiles:
         if ending in self.endings:
             reason = "under another name"
         elif self.endings is MASK_ENDINGS and ending in NOT_FOR_MASKS:
-            reason = f"but {NOT_FOR_MASKS[ending]}, save label maps as PNG"
+            reason = f"but {NOT_FOR_MASKS[ending]}, use PNG"
         else:
             reason = f"expected one of {' '.join(self.endings)}"
         return f": {_listed(found)} is there, {reason}"

@@ -54,7 +54,7 @@ def push_segmentation_data(
     classes = label_set_of(data)
     api = HfApi()
     with TemporaryDirectory(prefix="offseg-push-") as folder:
-        plain = DatasetDict({name: _as_ids(part, Path(folder, f"{name}.arrow")) for name, part in data.items()})
+        plain = DatasetDict({name: _as_ids(part, name, Path(folder, f"{name}.arrow")) for name, part in data.items()})
         repository = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True).repo_id
         api.upload_file(
             path_or_fileobj=classes_json(classes).encode(),
@@ -68,13 +68,13 @@ def push_segmentation_data(
     return f"{api.endpoint}/datasets/{repository}"
 
 
-def _as_ids(dataset: "Dataset", cache: Path) -> "Dataset":
+def _as_ids(dataset: "Dataset", split: str, cache: Path) -> "Dataset":
     """The data set with ordinary images of class ids; written to `cache`, images stay paths until they are packed."""
     from datasets import Features, Image
 
     from offseg_hf.data.label_image import encode_ids
 
-    reader = PairReader(dataset)
+    reader = PairReader(dataset, split)
 
     def convert(sample: dict, index: int) -> dict:
         _, label_map = reader.read(index, sample)  # what cannot be trained on is not sent either

@@ -58,9 +58,9 @@ class PairReader:
         row = self.rows[index] if row is None else row
         image_path, label_path = ((row[column] or {}).get("path") for column in ("image", "label"))
         image_name = image_path or f"{self.place} {index}, image"
-        label_name = label_path or (f"label map of {image_path}" if image_path else f"{self.place} {index}, label")
-        photo = _try(self._read_photo, row["image"], image_name)
-        label_map = _try(self.label_feature.read, row["label"], label_name)
+        label_name = label_path or (f"the label map of {image_path}" if image_path else f"{self.place} {index}, label")
+        photo = _try(self._read_photo, row["image"], image_name, "an image")
+        label_map = _try(self.label_feature.read, row["label"], label_name, "a label map")
         problems = [result for result in (photo, label_map) if isinstance(result, Problem)]
         if problems:
             return problems
@@ -92,10 +92,12 @@ def to_rgb(photo: Image.Image) -> Image.Image:
     return Image.fromarray(array.transpose(1, 2, 0))
 
 
-def _try(read: Callable[[dict[str, Any]], Image.Image], cell: dict[str, Any] | None, name: str) -> Any:
+def _try(
+    read: Callable[[dict[str, Any]], Image.Image], cell: dict[str, Any] | None, name: str, kind: str
+) -> Image.Image | Problem:
     """What `read` makes of a cell, or what is wrong with it."""
     if cell is None or (cell["path"] is None and cell["bytes"] is None):
-        return Problem(name, "expected a picture, got none: the cell is empty (null)")
+        return Problem(name, f"cannot be read as {kind}: there is none (null)")
     try:
         return read(cell)
     except ValueError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
-from offseg_hf.data.scenes import SCENE_LABELS, render_scene
+from offseg_hf.data.scenes import SCENE_LABELS, render_scene, require_size
 from offseg_hf.data.texts import expand
 
 
@@ -24,11 +24,13 @@ def write_scenes(
     """Write `train` and `val` scenes of `size` (width, height): images/{train,val}, masks/{train,val}, classes.json.
 
     The same pixels whenever and wherever; half a second a scene at 512x384 and one worker (process). Raises ValueError
-    if `output` exists and is not an empty folder. classes.json comes last: a folder without it was interrupted.
+    for a size that is too small, and if `output` exists and is not an empty folder. classes.json comes last: a folder
+    without it was interrupted.
     """
     output = expand(output)
     if min(train, val) < 0 or train + val == 0:
         raise ValueError(f"expected numbers of scenes, at least one in all, got train {train}, val {val}")
+    require_size(size)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not an empty folder; remove it or name another one")
     jobs = [("train", index, index, size, output) for index in range(train)]

@@ -69,14 +69,20 @@ ROAD_HALF_WIDTH = 3.4  # metres, like every length below
 STOREY = 2.9
 
 
+def require_size(size: tuple[int, int]) -> None:
+    """Raise ValueError for a (width, height) that is too small for a scene."""
+    width, height = size
+    if width < 16 or height < 16:
+        raise ValueError(f"a scene needs at least 16x16 pixels, got {width}x{height}")
+
+
 def render_scene(seed: int, size: tuple[int, int] = (512, 384)) -> tuple[Image.Image, np.ndarray]:
     """The scene number `seed`, always the same for the same seed and size: (RGB image, its label map).
 
     size: (width, height) in pixels, 16x16 and up. The label map is (height, width) uint8, ids as in `SCENE_LABELS`.
     """
+    require_size(size)
     width, height = size
-    if width < 16 or height < 16:
-        raise ValueError(f"a scene needs at least 16x16 pixels, got {width}x{height}")
     rng = np.random.default_rng(seed)
     return _Scene(rng, width, height, LIGHTS[rng.integers(len(LIGHTS))]).render()
 

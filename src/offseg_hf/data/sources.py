@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +92,7 @@ def _parquet_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
         if len(found) > 1:
             raise ValueError(f"{path}: expected the name of one split in its name, got {' and '.join(found)}")
         if not found and any(map(looks_like_split, parts)):
-            raise ValueError(f"{path}: looks like a split, expected one of {', '.join(SPLITS)} as a word of its name")
+            raise ValueError(f"{path}: looks like a split, expected train, val or test as a word of its name")
         (splits.setdefault(found[0], []) if found else loose).append(path)
     order = [*dict.fromkeys(SPLITS.values())]
     return {split: splits[split] for split in order if split in splits} or {"train": loose}
@@ -198,7 +197,8 @@ def _near(path: Path) -> Path | None:
 def _no_layout(folder: Path) -> str:
     """What was looked for in a folder and what is there; and if the right one is next to it, which."""
     found = f"found {_listing(folder)}"
-    if (folder / "images").is_dir() and (folder / "masks").is_dir():
+    names = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
+    if {"images", "masks"} <= names:
         return (
             f"{folder}: expected a {FILE_NAME} beside images/ and masks/, {found}; write one, such as "
             f'{{"classes": ["sky", "road"]}} (see offseg_hf.data.classes_json), or pass labels'

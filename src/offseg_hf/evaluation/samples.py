@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
-from offseg_hf.data.reading import PairReader
 from offseg_hf.evaluation.prediction import prepare
+from offseg_hf.models.image_operations import read_image
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,12 @@ class SampleReader(torch.utils.data.Dataset):
         indices: Sequence[int],
         scales: Sequence[float] | None = None,
     ):
-        self.pairs = PairReader(dataset)
+        from datasets import Image as ImageFeature
+
+        # Cells undecoded: decoding forgets the names of files, and streams are read past the samples of others.
+        rows = dataset.select_columns(["image", "label"]).cast_column("image", ImageFeature(decode=False))
+        self.label_feature = dataset.features["label"]
+        self.rows = rows.cast_column("label", self.label_feature.undecoded())
         self.processor = processor
         self.indices = indices
         self.scales = scales
@@ -53,20 +58,28 @@ class SampleReader(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> Sample:
         index = self.indices[position]
-        return self.read(index, self.pairs.rows[index])
+        return self.read(index, self.rows[index])
 
     def read(self, index: int, row: dict[str, Any]) -> Sample:
         """Raises ValueError with the name of the file that cannot be used."""
-        photo, label_map = self.pairs.read(index, row)
+        from datasets import Image as ImageFeature
+
         name = row["image"]["path"] or f"sample {index}"
-        label = torch.from_numpy(np.array(label_map))
+        try:
+            photo = to_rgb(ImageFeature().decode_example(row["image"]))
+        except Exception as error:  # Pillow's decoders raise almost anything on broken files
+            raise ValueError(f"{name}: cannot be read as an image: {error}") from error
+        label = torch.from_numpy(np.array(self.label_feature.decode_example(row["label"])))
+        if tuple(label.shape) != (photo.height, photo.width):
+            height, width = label.shape
+            raise ValueError(f"{name}: it is {photo.width}x{photo.height}, but its label map {width}x{height}")
         return Sample(index, name, photo, label, prepare(photo, self.processor, self.scales))
 
     def stream(self, process_index: int, num_processes: int, start: int) -> Iterator[Sample]:
         """Of a streaming data set the samples of one process from its `start`-th on; those before, and those of the
         other processes, are not decoded."""
         first = start * num_processes + process_index
-        for index, row in islice(enumerate(self.pairs.rows), first, None, num_processes):
+        for index, row in islice(enumerate(self.rows), first, None, num_processes):
             yield self.read(index, row)
 
 
@@ -88,6 +101,14 @@ def sample_loader(reader: SampleReader, workers: int) -> torch.utils.data.DataLo
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # the global one belongs to training
     )
+
+
+def to_rgb(photo: Image.Image) -> Image.Image:
+    """The photo as the image processors here see it: 8-bit RGB (see `read_image`)."""
+    if photo.mode == "RGB":
+        return photo
+    array = read_image(photo)
+    return Image.fromarray(array.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def _as_it_is(sample: Sample) -> Sample:
