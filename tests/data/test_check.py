@@ -1,10 +1,14 @@
 """The check finds every problem and goes on, and counts what is right."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from offseg_hf.data.check import SplitReport, check_segmentation_data
+from offseg_hf.cli import app
+from offseg_hf.data.check import SplitReport, check_segmentation_data, first_look
 from offseg_hf.data.datasets import load_segmentation_data
 from offseg_hf.data.labels import LabelSet
 from tests.data import trees
@@ -81,6 +85,46 @@ def test_every_problem_is_found_with_its_file(tmp_path):
     assert found[f"{masks}/6.png"] == "cannot be read as a label map: No such file or directory"
 
 
+def binary(root, values, facts=None):
+    """Two classes, background and crack, whose masks hold these values half and half."""
+    trees.plain(root, {"train": 2, "val": 1}, {"classes": ["background", "crack"]} | (facts or {}))
+    for path in (root / "masks").rglob("*.png"):
+        trees.write_mask(path, np.resize(values, (trees.SIZE[1], trees.SIZE[0])))
+
+
+def test_a_default_that_eats_a_class(tmp_path):
+    """Masks of 0 and 255, where 255 is void unless it is said to be a class."""
+    binary(tmp_path / "data", [0, 255])
+    train, validation = check_segmentation_data(tmp_path / "data")
+    void = "which is void unless classes.json gives it to a class"
+    assert train.notes == [f"`crack` occurs in no image; {PIXELS} pixels have 255, {void}"]
+    assert validation.notes == [f"`crack` occurs in no image; {PIXELS // 2} pixels have 255, {void}"]
+    only = "only `background` occurs in all of its label maps, nothing to tell apart"
+    assert problems(train) + problems(validation) == [f"{tmp_path}/data: {only}"]
+    expected = f"train: in the 2 label maps looked at {train.notes[0]}; `offseg data check` reads all"
+    assert first_look(load_segmentation_data(tmp_path / "data", "train")) == expected
+
+    binary(tmp_path / "named", [0, 255], {"values": [0, 255]})
+    for report in check_segmentation_data(tmp_path / "named"):
+        assert (report.notes, report.problems) == ([], [])
+    assert first_look(load_segmentation_data(tmp_path / "named", "train")) is None
+
+    binary(tmp_path / "from one", [1, 0], {"values": [1, 2], "void_value": 0})
+    (train, _) = check_segmentation_data(tmp_path / "from one")
+    assert train.notes == [f"`crack` occurs in no image; {PIXELS} pixels have 0, {void}"] and len(train.problems) == 1
+
+
+def test_classes_that_are_rare(tmp_path):
+    """A split without some of the classes may be as it should: it is noted, and no problem."""
+    names = [str(index) for index in range(12)]
+    binary(tmp_path, [0, 1], {"classes": names})
+    for report in check_segmentation_data(tmp_path):
+        assert report.problems == []
+        assert report.notes == ["10 of 12 classes occur in no image (2, 3, 4, 5, 6, 7, 8, 9, ...)"]
+    binary(tmp_path / "one", [0], {"classes": ["all"]})
+    assert [report.problems for report in check_segmentation_data(tmp_path / "one")] == [[], []]
+
+
 def test_empty_split(tmp_path):
     trees.plain(tmp_path)
     (tmp_path / "masks" / "test").mkdir()
@@ -104,3 +148,57 @@ def test_errors_of_the_whole(tmp_path):
         check_segmentation_data(tmp_path / "plain", "test")
     with pytest.raises(ValueError, match="no such folder"):
         check_segmentation_data(tmp_path / "none")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def offseg_data(*arguments) -> tuple[int, list[str]]:
+    """Exit code and lines of a command, in this process."""
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)], env={"COLUMNS": "300"})
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output.splitlines()
+
+
+def test_command(tmp_path):
+    binary(tmp_path / "data", [0, 255])
+    code, lines = offseg_data("check", tmp_path / "data")
+    assert code == 1 and len(lines) == 5
+    assert (
+        lines[0] == f"error: {tmp_path}/data: only `background` occurs in all of its label maps, nothing to tell apart"
+    )
+    assert lines[1].startswith(f"note: train: `crack` occurs in no image; {PIXELS} pixels have 255, ")
+    assert lines[2] == "train: 2 samples, 1 problems"
+    binary(tmp_path / "right", [0, 255], {"values": [0, 255]})
+    assert offseg_data("check", tmp_path / "right") == (
+        0,
+        ["train: 2 samples, 0 problems", "validation: 1 samples, 0 problems"],
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", ""),
+        ("check", "~nobody/data"),
+        ("check", "/dev/null"),
+        ("check", os.fsdecode(b"/tmp/\xe9t\xe9")),
+        ("check", "{data}", "--split", "Foo"),
+        ("check", "{data}", "--labels", "~/none.json"),
+        ("check", "{data}", "--image-column", "photo"),
+        ("push", "{data}", "no name!!"),
+        ("push", "/none", "user/name"),
+        ("push", "{broken}", "user/name"),
+        ("scenes", "/dev/null/scenes"),
+        ("scenes", "{data}"),
+        ("scenes", "{data}/new", "--size", "-1", "5"),
+        ("scenes", "{data}/new", "--train", "0", "--val", "0"),
+    ],
+)
+def test_errors_of_commands_are_one_line(tmp_path, arguments):
+    binary(tmp_path / "data", [0, 1])
+    binary(tmp_path / "broken", [0, 1])
+    (tmp_path / "broken" / "images" / "train" / "0.png").write_text("no picture")
+    code, lines = offseg_data(*(text.format(data=tmp_path / "data", broken=tmp_path / "broken") for text in arguments))
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("error: ")
+    assert not (tmp_path / "data" / "new").exists()

@@ -64,6 +64,31 @@ def test_colours_are_no_ids(tmp_path, column, mode):
         decode(column, tmp_path / "mask.png")
 
 
+def test_a_jpeg_changes_ids(tmp_path, column):
+    """Whatever it is called."""
+    PILImage.fromarray(VALUES.astype(np.uint8)).save(tmp_path / "mask.png", format="JPEG")
+    with pytest.raises(ValueError, match=r"mask\.png: .* got a JPEG, which changes ids: use PNG"):
+        decode(column, tmp_path / "mask.png")
+
+
+def test_a_class_of_255(tmp_path):
+    """0 and 255 are the commonest values of two classes; 255 is no void value then."""
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["off", "on"], "values": [0, 255]}))
+    column = LabelImage.of(read_classes(tmp_path / "classes.json"), raw=True)
+    for dtype in (np.uint8, np.uint16):
+        PILImage.fromarray(np.array([[0, 255, 0]], dtype)).save(tmp_path / "mask.png")
+        assert np.array_equal(decode(column, tmp_path / "mask.png"), [[0, 1, 0]])
+    assert column.label_set() == read_classes(tmp_path / "classes.json")
+
+
+def test_values_that_count_from_one(tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
+    column = LabelImage.of(read_classes(tmp_path / "classes.json"), raw=True)
+    PILImage.fromarray(np.array([[1, 2, 3]], np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match='value 3 out of range, .*; if they count from 1, "values" .* are 1 to 3$'):
+        decode(column, tmp_path / "mask.png")
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_values_out_of_range(tmp_path, column, dtype):
     values = VALUES.astype(dtype)

@@ -101,6 +101,57 @@ def test_a_broken_parquet_file_is_named(here):
         load_segmentation_data("parquet")
 
 
+def test_where_it_is_does_not_change(here, monkeypatch):
+    """A relative source is the same after one has gone elsewhere."""
+    load_segmentation_data("data/plain").save_to_disk("saved")
+    folders = [load_segmentation_data(name, "train") for name in ("data/plain", "saved")]
+    monkeypatch.chdir("/")
+    assert [len({sample["image"].size for sample in data}) for data in folders] == [1, 1]
+
+
+def test_classes_at_home(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    (here / "data" / "plain" / "classes.json").rename(here / "other.json")
+    data = load_segmentation_data("data/plain", "train", labels="~/other.json")
+    assert data.features["label"].names == ["sky", "ground", "tree"]
+    for labels in (["sky", "road"], {"0": "sky"}, 3):
+        assert message("data/plain", labels=labels).startswith("expected labels ade, ")
+
+
+@pytest.mark.parametrize(
+    "folder, files",
+    [
+        ("par[1]q*t", ("train-0.parquet", "val-0.parquet")),
+        ("in any case", ("Train.parquet", "VALID.parquet")),
+        ("folders", ("Training/0.parquet", "Val/0.parquet")),
+        ("[0]", ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet")),
+    ],
+)
+def test_parquet_files_of_any_name(here, folder, files):
+    data = load_segmentation_data("data/plain")
+    for split, file in zip(("train", "validation"), files):
+        (here / folder / file).parent.mkdir(parents=True, exist_ok=True)
+        data[split].to_parquet(here / folder / file)
+    (here / folder / ".cache").mkdir()
+    (here / folder / ".cache" / "test.parquet").write_text("of another program")
+    loaded = load_segmentation_data(here / folder)
+    assert {split: len(part) for split, part in loaded.items()} == {"train": 3, "validation": 2}
+    assert len(list(load_segmentation_data(here / folder, "val", streaming=True))) == 2
+
+
+@pytest.mark.parametrize(
+    "file, told",
+    [
+        ("valset.parquet", "looks like a split, expected train, val or test"),
+        ("train_val.parquet", "the name of one split"),
+    ],
+)
+def test_parquet_files_of_doubtful_splits(here, file, told):
+    (here / "tables").mkdir()
+    load_segmentation_data("data/plain", "train").to_parquet(here / "tables" / file)
+    assert message("tables").startswith(f"tables/{file}: ") and told in message("tables")
+
+
 # -- what users type -------------------------------------------------------------------------------------------------
 
 
