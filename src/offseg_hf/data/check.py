@@ -185,7 +185,10 @@ def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
 
 def _nothing_to_learn(source: str | Path, reports: list[SplitReport]) -> Problem | None:
     """A problem if all that was read, being something, has one class or none, though there are names of more."""
-    names, pixels = reports[0].labels.names, sum(report.pixels for report in reports).tolist()
+    names = reports[0].labels.names
+    if any(report.labels.names != names for report in reports):
+        return None
+    pixels = sum(report.pixels for report in reports).tolist()
     found = [name for name, count in zip(names, pixels) if count]
     if len(names) == 1 or len(found) > 1 or not any(report.num_counted for report in reports):
         return None

@@ -112,7 +112,7 @@ def sample_name(data: Dataset, index: int) -> str:
     from datasets import Image
 
     cell = data.select_columns("image").cast_column("image", Image(decode=False))[index]["image"]
-    return cell["path"] or f"sample {index}"
+    return (cell or {}).get("path") or f"sample {index}"
 
 
 def resolve_labels(labels: LabelSet | str | Path) -> LabelSet:

@@ -212,11 +212,13 @@ def _plain(root: Path, labels: LabelSet | None = None) -> dict[str, SplitFiles]:
     if any(name.lower() in SPLITS for names in inner for name in names):
         return _plain_folders(root, folders, inner, lists, labels)
     if not lists:
-        part = _pair_folders(*folders, labels, is_plain=True)
-        alike = sorted({f"{root / '*' / name}" for names in inner for name in names if looks_like_split(name)})
-        alike += [str(root / name) for name in _names(root, ".txt", ".lst", ".csv") if _looks_like_list(name[:-4])]
-        message = "looks like a split, but is called neither train, val nor test"
-        return {"train": replace(part, problems=[*(Problem(name, message) for name in alike), *part.problems])}
+        alike = sorted({name for names in inner for name in names if looks_like_split(name)})
+        alike += [name for name in _names(root, ".txt", ".lst", ".csv") if _looks_like_list(name[:-4])]
+        if alike:  # else what is to validate would be trained on
+            raise ValueError(
+                printable(f"{root}: {_listed(alike)}: looks like a split, expected the names train, val and test")
+            )
+        return {"train": _pair_folders(*folders, labels, is_plain=True)}
     _check_distinct(root, [name[:-4] for name in lists])
     images, masks = _files(folders[0], IMAGE_ENDINGS), _files(folders[1], MASK_ENDINGS)
     masks, notes = _named_alike(images, masks)
@@ -517,7 +519,7 @@ def _pair_list(
     if not keys:
         problems.append(Problem(str(path), "the list is empty"))
     if len(lines) > len(keys):
-        notes.append(f"{len(lines) - len(keys)} names are in {path} more than once, and read once")
+        notes.append(f"{path} has {len(lines) - len(keys)} lines of names that are there already, read once")
     pairs, unreadable = _with_names_of_text(pairs)
     return SplitFiles(labels, pairs, [*problems, *unreadable], notes)
 
