@@ -36,16 +36,15 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _message(error: Exception) -> str:
-    from offseg_hf.hub_errors import explain
+    from offseg_hf.hub_errors import explain, reason
 
     if explanation := explain(error):
         return explanation
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
-    first_line = str(error).partition("\n")[0]
-    return f"unexpected {type(error).__name__}: {first_line} (OFFSEG_DEBUG=1 shows where)"
+    return f"unexpected {type(error).__name__}: {reason(error)} (OFFSEG_DEBUG=1 shows where)"
 
 
 def progress_bar():
