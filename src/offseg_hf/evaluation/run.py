@@ -33,6 +33,7 @@ from offseg_hf.evaluation.protocol import evaluate_model
 from offseg_hf.evaluation.report import environment, metric_report
 from offseg_hf.evaluation.samples import Sample, SampleReader, sample_names
 from offseg_hf.metrics import MeanIoU
+from offseg_hf.run_folder import file_digests
 from offseg_hf.segmentation import Segmenter, make_folder, require_segmentation_model
 
 
@@ -253,6 +254,7 @@ def _model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
         "class": type(model).__name__,
         "num_parameters": model.num_parameters(),
         "weights": weights_digest(model),
+        "files": file_digests(Path(name)),
     }
 
 

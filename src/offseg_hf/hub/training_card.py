@@ -23,7 +23,7 @@ from offseg_hf.data.labels import LABEL_SETS
 from offseg_hf.data.scenes import SCENE_LABELS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
-from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE
+from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE, file_digests
 from offseg_hf.visualization import draw_plots, training_plots
 
 
@@ -151,6 +151,9 @@ def _evaluation(folder: Path) -> tuple[dict[str, float], str]:
         report = _read(path, json.loads)
         if report is None or (path.parent != folder and Path(report["model"]["name"]).resolve() != folder.resolve()):
             continue
+        files = report["model"].get("files")
+        if files and files != file_digests(folder):
+            continue  # the model has been changed since
         data, protocol = report["dataset"], report["protocol"]
         scales = "six scales and their mirror images" if protocol["test_time_augmentation"] else "one scale"
         return report["metrics"], f"On {data['num_images']} images, split `{data['split']}`, {scales}."
