@@ -167,6 +167,8 @@ def test_label_map_is_that_of_the_upright_photo(tmp_path, segmenter):
     photo = read_photo(tmp_path / "turned.png")
     assert np.array_equal(photo, upright)
     assert segmenter(photo).shape == (40, 60)
+    with Image.open(tmp_path / "turned.png") as lying:
+        assert lying.size == (40, 60) and np.array_equal(segmenter(lying), segmenter(upright))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "YCbCr", "HSV", "LAB"])

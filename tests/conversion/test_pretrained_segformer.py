@@ -209,7 +209,7 @@ def test_weights_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("wrap", ["", "model."])
 def test_our_own_weights_are_taken_as_they_are(tmp_path, wrap):
-    """The layer that reads the stages reads them in our order already; of other classes the classifier is not taken."""
+    """The layer that reads all stages has them in our order already; a classifier of other classes is not taken."""
     own, model, others = filled(ours(), seed=5), ours(), ours(num_labels=4)
     torch.save({f"{wrap}{name}": tensor for name, tensor in own.state_dict().items()}, tmp_path / "own.pth")
     report = load_pretrained(model, tmp_path / "own.pth")
