@@ -42,7 +42,7 @@ def segmenter(**fields) -> SegformerForSemanticSegmentation:
 
 def ours(**fields) -> OffsetSegformerForSemanticSegmentation:
     return filled(
-        OffsetSegformerForSemanticSegmentation(OffsetSegformerConfig(**SMALL | fields, num_labels=10)), seed=1
+        OffsetSegformerForSemanticSegmentation(OffsetSegformerConfig(**SMALL | {"num_labels": 10} | fields)), seed=1
     )
 
 

@@ -119,7 +119,7 @@ def _fit(weights: Mapping[str, Tensor], model: PreTrainedModel, source: str | Pa
     """What the weights are, the same under the names of `model`, and its parameters that keep their values."""
     model_type, ours = model.config.model_type, model.state_dict()
     for bare in without_prefixes(weights):
-        if has_own_names(bare, ours):
+        if has_own_names(bare, ours) and not ours.keys().isdisjoint(bare):
             return "weights of offseg_hf", *_fit_own(bare, ours, model.config.num_labels)
         if OFFICIAL_MARKERS.get(model_type) in bare:
             fitted = fit(bare, OFFICIAL_TABLES[model_type], ours)
@@ -132,7 +132,8 @@ def _fit(weights: Mapping[str, Tensor], model: PreTrainedModel, source: str | Pa
                 return form.name, fitted, _keep(fitted, [name for name in names if re.fullmatch(form.kept, name)])
     known = ", or ".join(form.name for form in PRETRAINED_FORMS.get(model_type, ()))
     keys = ", ".join(list(weights)[:3])
-    raise CheckpointError(f"{source}: expected the weights of {known}, got {keys}, ...")
+    got = "those of another model of offseg_hf, " if has_own_names(weights) else ""
+    raise CheckpointError(f"{source}: expected the weights of {known or type(model).__name__}, got {got}{keys}, ...")
 
 
 def _fit_own(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor], num_labels: int) -> tuple[Fit, list[str]]:
