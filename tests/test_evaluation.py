@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import weakref
@@ -17,6 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import (
     AutoModelForSemanticSegmentation,
+    BeitImageProcessorPil,
     MobileViTImageProcessorPil,
     PreTrainedModel,
     SegformerImageProcessorPil,
@@ -46,7 +48,7 @@ from offseg_hf.evaluation import (
     result_line,
     result_table,
 )
-from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, whole_file
+from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, whole_file, write_json
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.evaluation.run import check_classes
 from offseg_hf.evaluation.samples import SampleReader
@@ -61,6 +63,7 @@ from tests.small_model import save_small_model
 NAMES = SCENE_LABELS.names
 NUM_CLASSES = len(NAMES)
 NUM_IMAGES = 5
+PIXELS = sum(60 * (84 + 10 * index) for index in range(NUM_IMAGES))
 IMAGENET = {"mean": np.array([0.485, 0.456, 0.406]) * 255, "std": np.array([0.229, 0.224, 0.225]) * 255}
 
 
@@ -215,7 +218,8 @@ def test_half_precision(model_folder, processor, scenes):
     assert np.array_equal(result["confusion_matrix"], expected)
 
 
-def test_what_cannot_be_used_is_named(model, processor, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_used_is_named(model, processor, tmp_path, workers):
     photo, label_map = render_scene(0, (40, 40))
     photo.save(tmp_path / "fine.png")
     Image.fromarray(label_map).save(tmp_path / "label.png")
@@ -228,14 +232,42 @@ def test_what_cannot_be_used_is_named(model, processor, tmp_path):
             {"image": [str(tmp_path / image)], "label": [str(tmp_path / label)]}, features=features
         )
 
-    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
-        evaluate_model(model, processor, dataset("broken.png", "label.png"))
-    with pytest.raises(ValueError, match=r"fine\.png: it is 40x40, but its label map 40x20"):
-        evaluate_model(model, processor, dataset("fine.png", "half.png"))
+    def error(image: str, label: str) -> str:
+        with pytest.raises(ValueError) as caught:
+            evaluate_model(model, processor, dataset(image, label), workers=workers)
+        assert "\n" not in str(caught.value)
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    assert error("broken.png", "label.png").startswith("broken.png: cannot be read as an image: image file is trunc")
+    assert error("fine.png", "broken.png").startswith("broken.png: cannot be read as a label map: ")
+    assert error("fine.png", "fine.png").startswith("fine.png: expected a label map of one id per pixel")
+    assert error("fine.png", "gone.png").startswith("gone.png: cannot be read as a label map: ")
+    assert error("fine.png", "half.png") == "fine.png: it is 40x40, but its label map 40x20"
     with pytest.raises(ValueError, match=r"fine\.png: expected classes 0 to 2, .* got label"):
         evaluate_model(model, processor, dataset("fine.png", "label.png"), metric=MeanIoU(3))
     with pytest.raises(ValueError, match="the data set is empty"):
         evaluate_model(model, processor, dataset("fine.png", "label.png").select([]))
+
+
+def test_a_sample_without_a_label_map(model, processor, tmp_path):
+    render_scene(0, (40, 40))[0].save(tmp_path / "fine.png")
+    features = Features(image=ImageFeature(), label=LabelImage.of(SCENE_LABELS))
+    data = Dataset.from_dict({"image": [str(tmp_path / "fine.png")], "label": [None]}, features=features)
+    with pytest.raises(
+        ValueError, match=r"the label map of .*fine\.png: cannot be read as a label map: there is none"
+    ):
+        evaluate_model(model, processor, data)
+
+
+def test_a_model_that_does_not_take_a_size(five):
+    """Its patches are counted by its configuration: other sizes than that are an error somewhere in its middle."""
+    model = transformers_model("data2vec-vision")
+    processor = BeitImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False)
+    assert evaluate_model(model, processor, five.take(1))["num_images"] == 1
+    expected = "Data2VecVisionForSemanticSegmentation with BeitImageProcessorPil makes no label map of it"
+    with pytest.raises(ValueError, match=expected) as caught:
+        evaluate_model(model, processor, five.take(1), scales=(0.5, 1.0))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_photo_that_is_not_rgb(model, processor, tmp_path):
@@ -481,6 +513,101 @@ def test_an_interrupted_evaluation_goes_on(model_folder, scenes_folder, tmp_path
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.fixture
+def interrupted(model_folder, scenes_folder, tmp_path, monkeypatch):
+    """Evaluates what it is given until 3 images are done, and then once more: how many images that looks at."""
+    monkeypatch.setattr(outputs, "SECONDS_BETWEEN_SAVES", 0)
+    shutil.copytree(model_folder, tmp_path / "model")
+    shutil.copytree(scenes_folder, tmp_path / "scenes")
+
+    def stop_after_three(done: int, total: int | None) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    def run(change, options=None):
+        arguments = (tmp_path / "model", tmp_path / "scenes", "val")
+        options = {"save_dir": tmp_path / "out", "submission": True, "device": "cpu"} | (options or {})
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*arguments, progress=stop_after_three, **options)
+        change(tmp_path)
+        steps = []
+        report = evaluate(*arguments, progress=lambda done, total: steps.append(done), **options)
+        if len(steps) == NUM_IMAGES:
+            assert sum(row["pixels"] for row in report["classes"]) <= PIXELS  # each is counted once
+        assert len(list((tmp_path / "out" / "submission").iterdir())) == NUM_IMAGES
+        return len(steps)
+
+    return run
+
+
+def swap_classes(folder: Path) -> None:
+    """In the first label map, of the same size on the disk."""
+    path = folder / "scenes" / "masks" / "val" / "000000.png"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    ids = np.asarray(Image.open(path))
+    Image.fromarray(np.where(ids < 2, 1 - ids, ids).astype(np.uint8)).save(path)
+    os.utime(path, ns=times)
+
+
+def darken(folder: Path) -> None:
+    path = folder / "scenes" / "images" / "val" / "000002.png"
+    Image.open(path).point(lambda value: value // 3).save(path)
+
+
+def edit_json(file: str, **changes):
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def rename_a_class(folder: Path) -> None:
+    """In the data and in the model, so that they fit."""
+    edit_json("scenes/classes.json", classes=["heaven", *NAMES[1:]])(folder)
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["id2label"]["0"] = "heaven"
+    edit_json("model/config.json", id2label=config["id2label"], label2id={"heaven": 0})(folder)
+
+
+def change_weights(folder: Path) -> None:
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "model")
+    model.offset_learning.class_representation.data.mul_(-1)
+    model.save_pretrained(folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "streaming"), [(swap_classes, False), (darken, False), (swap_classes, True), (darken, True)]
+)
+def test_counts_of_files_that_were_changed_are_not_taken(interrupted, change, streaming):
+    assert interrupted(change, {"streaming": streaming}) == NUM_IMAGES
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_weights,
+        rename_a_class,
+        edit_json("scenes/classes.json", classes=list(NAMES), values=[*range(1, NUM_CLASSES), 0]),
+        edit_json("model/preprocessor_config.json", image_mean=[0.1, 0.2, 0.3]),
+        edit_json("model/preprocessor_config.json", window_stride=32),
+        edit_json("model/config.json", window_batch_size=1),
+        lambda folder: (folder / "out" / "submission" / "000001.png").unlink(),
+    ],
+    ids=["weights", "names", "values", "mean", "stride", "config", "picture"],
+)
+def test_counts_of_another_evaluation_are_not_taken(interrupted, change):
+    assert interrupted(change) == NUM_IMAGES
+
+
+def test_counts_of_the_same_files_are_taken(interrupted):
+    assert interrupted(lambda folder: (folder / "scenes" / "masks" / "val" / "000000.png").touch()) == NUM_IMAGES - 3
+
+
+def test_counts_of_the_same_stream_are_taken(interrupted):
+    assert interrupted(lambda folder: None, {"streaming": True}) == NUM_IMAGES - 3
+
+
 def test_another_evaluation_does_not_go_on_there(model_folder, scenes_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "SECONDS_BETWEEN_SAVES", 0)
     options = {"save_dir": tmp_path, "device": "cpu"}
@@ -496,6 +623,15 @@ def test_another_evaluation_does_not_go_on_there(model_folder, scenes_folder, tm
     state.write_bytes(b"half a file")  # of another program: these appear whole
     report = evaluate(model_folder, scenes_folder, "val", overwrite=True, **options)
     assert report["dataset"]["num_images"] == NUM_IMAGES
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [float("nan"), {"b": float("inf")}], "c": 0.5, "d": "nan"})
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "a": [None, {"b": None}],
+        "c": 0.5,
+        "d": "nan",
+    }
 
 
 def test_files_are_whole_or_absent(tmp_path):

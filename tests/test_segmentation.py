@@ -8,12 +8,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import (
+    CLIPSegConfig,
+    DetrConfig,
+    EomtConfig,
+    EomtImageProcessorPil,
+    Mask2FormerConfig,
+    MaskFormerConfig,
+    MaskFormerImageProcessorPil,
+    OneFormerConfig,
+    SamConfig,
+    SegformerConfig,
+    UperNetConfig,
+    VideomtConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    pipeline,
+)
 
-from offseg_hf import OffSegForSemanticSegmentation, OffSegImageProcessor
+from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImageProcessor
 from offseg_hf.data.labels import LABEL_SETS
 from offseg_hf.data.scenes import SCENE_LABELS, render_scene
-from offseg_hf.segmentation import Segmenter, plan, read_photo, segment
+from offseg_hf.segmentation import Segmenter, plan, read_photo, require_segmentation_model, segment
 from offseg_hf.visualization import class_shares, draw_legend, draw_overlay, label_image, palette_for
 from tests.small_model import save_small_model
 
@@ -151,6 +167,8 @@ def test_label_map_is_that_of_the_upright_photo(tmp_path, segmenter):
     photo = read_photo(tmp_path / "turned.png")
     assert np.array_equal(photo, upright)
     assert segmenter(photo).shape == (40, 60)
+    with Image.open(tmp_path / "turned.png") as lying:
+        assert lying.size == (40, 60) and np.array_equal(segmenter(lying), segmenter(upright))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "YCbCr", "HSV", "LAB"])
@@ -251,6 +269,44 @@ def test_incomplete_weights_are_refused(tmp_path, model_folder):
     model.save_pretrained(tmp_path, state_dict=weights)
     OffSegImageProcessor.from_pretrained(model_folder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="offset_learning.class_representation"):
+        Segmenter(tmp_path)
+
+
+# -- which models -----------------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_supported():
+    """By their configurations alone: nothing is built or loaded."""
+    for config in (OffSegConfig(), SegformerConfig(), EomtConfig(), MaskFormerConfig(), Mask2FormerConfig()):
+        require_segmentation_model("mine", config, training=True)
+    require_segmentation_model("mine", DetrConfig())
+    require_segmentation_model("mine", MaskFormerConfig(), MaskFormerImageProcessorPil(), every_size=True)
+    require_segmentation_model("mine", EomtConfig(), EomtImageProcessorPil())
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (OneFormerConfig(), {}, "got OneFormerForUniversalSegmentation, which needs task_inputs: it is not supported"),
+        (VideomtConfig(), {}, "got VideomtForUniversalSegmentation, which needs pixel_values_videos"),
+        (CLIPSegConfig(), {}, "expected a model for semantic or universal segmentation, got a clipseg"),
+        (SamConfig(), {}, "expected a model for semantic or universal segmentation, got a sam"),
+        (ViTConfig(architectures=["ViTForImageClassification"]), {}, "got ViTForImageClassification"),
+        (DetrConfig(), {"training": True}, "got DetrForSegmentation, which does not: its training is not supported"),
+        (UperNetConfig(), {"processor": ViTImageProcessorPil()}, "expected an image processor that makes label maps"),
+        (EomtConfig(), {"processor": EomtImageProcessorPil(), "every_size": True}, r"which has one size: .*\(--tta\)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_models_that_are_not_supported(config, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        require_segmentation_model("mine", config, **options)
+    assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(tmp_path):
+    OneFormerConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*OneFormerForUniversalSegmentation, which needs task_inputs"):
         Segmenter(tmp_path)
 
 

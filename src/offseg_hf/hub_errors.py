@@ -67,8 +67,8 @@ def explain(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What `explain` says, else the first line of the error itself, or its name if it says nothing."""
-    return explain(error) or _first_line(error)
+    """What `explain` says, else all that the error itself says, in one line; its name if it says nothing."""
+    return explain(error) or " ".join(str(error).split()) or type(error).__name__
 
 
 def is_temporary(error: BaseException) -> bool:

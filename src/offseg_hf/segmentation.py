@@ -14,6 +14,7 @@ Of `photos/beach/sun.jpg` come, in `out/beach/`:
 """
 
 import glob
+import inspect
 import json
 import os
 import tempfile
@@ -27,8 +28,15 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
+from PIL import ExifTags, Image
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedConfig,
+)
 
 from offseg_hf import auto_model_class, register
 from offseg_hf.hub_errors import reason
@@ -164,7 +172,8 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(self, photo: Image.Image) -> np.ndarray:
-        """The label map (height, width) of a photo, of its size."""
+        """The label map (height, width) of a photo, of its size when it is seen upright."""
+        photo = upright_rgb(photo)
         inputs = self.processor(images=photo, return_tensors="pt").to(self.device, self.model.dtype)
         outputs = self.model(**inputs)
         size = (photo.height, photo.width)
@@ -179,10 +188,84 @@ def segment(jobs: Sequence[Job], segmenter: Segmenter, opacity: float = 0.6) -> 
     for job in jobs:
         try:
             _segment_file(job, segmenter, opacity)
-        except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+        except Exception as error:  # of the disk, and of a model that cannot take photos of every size
             yield Outcome(str(job.source), "failed", reason(error))
         else:
             yield Outcome(str(job.source), "written", str(job.outputs[0]))
+
+
+# -- which models -----------------------------------------------------------------------------------------------------
+
+
+class UnsupportedModelError(ValueError):
+    """A model, or one with an image processor, of a kind that is not supported."""
+
+
+def require_segmentation_model(
+    name: str,
+    config: PreTrainedConfig,
+    processor: BaseImageProcessor | None = None,
+    *,
+    every_size: bool = False,
+    training: bool = False,
+) -> None:
+    """Raise UnsupportedModelError, in one line, unless the commands can take a model.
+
+    Evaluation, segmentation and training ask here, before they load its weights. They take a model of this package or
+    of transformers for semantic or universal segmentation that needs an image and nothing else, and whose image
+    processor makes a label map of its outputs.
+
+    Args:
+        name: of the model, for the errors.
+        config: of the model, which need not be built.
+        processor: its image processor, where that is to be checked too.
+        every_size: whether images of several sizes are to be looked at, and the scores of all classes averaged, as
+            test-time augmentation does.
+        training: whether the model is to learn: from label maps, or from masks and their classes.
+    """
+    register()
+    is_universal = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+    kind = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if is_universal else MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    model_class = kind.get(type(config), None)
+    if model_class is None:
+        got = " or ".join(config.architectures or [f"a {config.model_type or type(config).__name__}"])
+        raise UnsupportedModelError(f"{name}: expected a model for semantic or universal segmentation, got {got}")
+    forward = inspect.signature(model_class.forward).parameters
+    needed = [
+        argument.name
+        for argument in forward.values()
+        if argument.default is argument.empty and argument.kind is argument.POSITIONAL_OR_KEYWORD
+    ]
+    others = [argument for argument in needed if argument not in ("self", "pixel_values")]
+    if "pixel_values" not in forward:
+        others = [model_class.main_input_name]
+    if others:
+        raise UnsupportedModelError(
+            f"{name}: expected a model that segments an image alone (pixel_values), got {model_class.__name__}, which "
+            f"needs {', '.join(others)}: it is not supported"
+        )
+    learns_from = {"mask_labels", "class_labels"} if is_universal else {"labels"}
+    if training and not learns_from <= forward.keys():
+        raise UnsupportedModelError(
+            f"{name}: expected a model that learns from {' and '.join(sorted(learns_from))}, got "
+            f"{model_class.__name__}, which does not: its training is not supported"
+        )
+    if processor is None:
+        return
+    make_map = getattr(processor, "post_process_semantic_segmentation", None)
+    options = {} if make_map is None else inspect.signature(make_map).parameters
+    if "target_sizes" not in options:
+        raise UnsupportedModelError(
+            f"{name}: expected an image processor that makes label maps of photos' sizes "
+            f"(post_process_semantic_segmentation with target_sizes), got {type(processor).__name__}: save the one of "
+            "the model's family beside it"
+        )
+    if every_size and ("return_segmentation_scores" not in options or "size" in options):
+        raise UnsupportedModelError(
+            f"{name}: expected a model that takes images of every size and gives the scores of all classes, got "
+            f"{model_class.__name__} with {type(processor).__name__}, which has one size: test-time augmentation "
+            "(--tta) is not supported for it, evaluate it without"
+        )
 
 
 def make_folder(path: Path) -> None:
@@ -200,9 +283,19 @@ def read_photo(path: Path) -> Image.Image:
     """The photo in `path` as upright RGB, as the image processor sees it; raises ValueError if it is not an image."""
     try:
         with Image.open(path) as image:
-            array = read_image(image)
+            return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
         raise ValueError(f"cannot be read as an image: {reason(error)}") from error
+
+
+def upright_rgb(photo: Image.Image) -> Image.Image:
+    """Return the photo as the image processors here see it: turned by its EXIF orientation, in 8-bit RGB.
+
+    Whatever asks for the size of a photo asks this one: of a photo that lies on its side it is another.
+    """
+    if photo.mode == "RGB" and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return photo
+    array = read_image(photo)
     return Image.fromarray(array.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -235,9 +328,14 @@ def _load(name: str, dtype: torch.dtype):
     register()
     try:
         own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
-        auto_class = auto_model_class(AutoConfig.from_pretrained(name, **own))
+        config = AutoConfig.from_pretrained(name, **own)
+        require_segmentation_model(name, config)
         processor = AutoImageProcessor.from_pretrained(name, **own)
+        require_segmentation_model(name, config, processor)
+        auto_class = auto_model_class(config)
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **own)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # of transformers, huggingface_hub, safetensors and json, with no base in common
         raise ValueError(f"cannot load a segmentation model from {name!r}: {reason(error)}") from error
     if info["missing_keys"] or info["mismatched_keys"]:

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from offseg_hf.conversion import CheckpointError, read_checkpoint
+from offseg_hf.conversion.checkpoint import open_checkpoint
 
 
 FORMATS = {
@@ -254,3 +255,56 @@ def test_safetensors_whatever_their_length_begins_with(tmp_path, start):
     path.write_bytes(length.to_bytes(8, "little") + header.ljust(length).encode() + torch.ones(2).numpy().tobytes())
     assert path.read_bytes().startswith(start)
     assert torch.equal(read_checkpoint(path)["weight"], torch.ones(2))
+
+
+WEIGHTS = {"a.weight": torch.ones(2), "b.bias": torch.zeros(3)}
+AVERAGE = {"a.weight": torch.full((2,), 7.0), "b.bias": torch.full((3,), 7.0)}
+
+
+def prefixed(prefix: str, weights: dict) -> dict:
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "left_aside"),
+    [
+        ({"module": WEIGHTS, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}, "epoch": 3}, ()),
+        ({"state_dict": WEIGHTS, "state_dict_ema": AVERAGE}, ("state_dict_ema",)),
+        ({"ema_state_dict": prefixed("module.", AVERAGE), "state_dict": WEIGHTS}, ("ema_state_dict",)),
+        ({"model": WEIGHTS, "ema": {"module": AVERAGE, "decay": 0.9}}, ("ema",)),
+        ({"ema_state_dict": {"steps": torch.tensor(1)} | prefixed("module.", WEIGHTS)}, ()),  # all that there is
+        ({"n_averaged": torch.tensor(9)} | prefixed("module.", WEIGHTS), ()),
+        ({"segmentor": prefixed("_orig_mod.", WEIGHTS), "iteration": 5}, ()),
+        (prefixed("module._orig_mod.module.", WEIGHTS), ()),
+        ({"a._orig_mod.weight": WEIGHTS["a.weight"], "_fsdp_wrapped_module.b.bias": WEIGHTS["b.bias"]}, ()),
+        ({"model": {"state_dict": prefixed("module.", WEIGHTS)}}, ()),
+    ],
+)
+def test_wrappers_and_averages(tmp_path, content, left_aside):
+    """The model's own weights under its own names; what is beside them is told."""
+    torch.save(content, tmp_path / "file.pth")
+    checkpoint = open_checkpoint(tmp_path / "file.pth")
+    assert checkpoint.weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(checkpoint.weights[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert checkpoint.left_aside == left_aside
+
+
+def test_weights_of_several_models(tmp_path):
+    torch.save({"generator": WEIGHTS, "discriminator": WEIGHTS}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match="got those of several: generator, discriminator"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ({"dataset_meta": {"classes": ("sky", "road")}}, ("sky", "road")),
+        ({"CLASSES": ["sky"], "PALETTE": None}, ("sky",)),
+        ({"dataset_meta": None}, None),
+        ({"dataset_meta": {"classes": None}}, None),
+        (None, None),
+    ],
+)
+def test_names_of_classes(tmp_path, meta, expected):
+    torch.save({"state_dict": WEIGHTS, "meta": meta}, tmp_path / "file.pth")
+    assert open_checkpoint(tmp_path / "file.pth").class_names == expected

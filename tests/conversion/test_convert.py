@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import offseg_hf
 from offseg_hf import convert_checkpoint
 from offseg_hf.conversion import CheckpointError
+from offseg_hf.conversion.class_names import read_names
 from offseg_hf.conversion.tables.offseg import OFFICIAL as OFFSEG
 
 
@@ -115,6 +117,7 @@ import json, sys
 sys.modules["offseg_hf"] = None  # importing it fails
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 folder, image, again = sys.argv[1:]
@@ -271,3 +274,110 @@ def test_script(checkpoint, tmp_path):
         assert process.returncode == code, process.stderr
     assert process.stderr.count("\n") == 1 and "truncated or damaged" in process.stderr
     assert entries(tmp_path) == {"cut.pth", "out0"}
+
+
+# -- checkpoints of one's own, of the official code and of this package -----------------------------------------------
+
+
+def of_seven_classes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As if the official code had been trained on 7 classes instead of 150."""
+    cuts = {"decode_head.offset_learning.cls_repr": (slice(None), slice(7))}
+    cuts |= {f"decode_head.offset_learning.mask_norm.{part}": slice(7) for part in ("weight", "bias")}
+    cuts |= {f"decode_head.conv_seg.{part}": slice(7) for part in ("weight", "bias")}
+    return {name: tensor[cuts[name]].clone() if name in cuts else tensor for name, tensor in weights.items()}
+
+
+SEVEN = ("sky", "road", "car", "tree", "wall", "bed", "sea")
+
+
+@pytest.fixture(scope="module")
+def seven(state_dict, tmp_path_factory) -> Path:
+    """Trained on seven classes by the official code: mmengine writes their names beside the weights."""
+    path = tmp_path_factory.mktemp("seven") / "iter_8000.pth"
+    meta = {"dataset_meta": {"classes": SEVEN, "palette": [[0, 0, 0]] * 7}}
+    torch.save({"meta": meta, "state_dict": of_seven_classes(state_dict)}, path)
+    return path
+
+
+def test_classes_of_ones_own(seven, state_dict, tmp_path):
+    report = convert_checkpoint(seven, PRESET, tmp_path / "named")
+    assert report.names == SEVEN and report.used + len(report.dropped) == len(state_dict)
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "named")
+    assert [model.config.id2label[index] for index in range(7)] == list(SEVEN)
+    assert model.config.label2id == {name: index for index, name in enumerate(SEVEN)}
+    ours, weights = model.state_dict(), of_seven_classes(state_dict)
+    assert all(torch.equal(ours[OFFSEG.rename(key)], weights[key]) for key in weights if key not in report.dropped)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "named")
+    assert processor.window_size == 512 and not processor.do_reduce_labels
+
+    report = convert_checkpoint(seven, PRESET, tmp_path / "renamed", num_labels=7, names=list("abcdefg"))
+    assert report.names == tuple("abcdefg")
+
+
+def test_classes_that_nobody_has_named(state_dict, tmp_path):
+    torch.save(of_seven_classes(state_dict), tmp_path / "seven.pth")
+    report = convert_checkpoint(tmp_path / "seven.pth", PRESET, tmp_path / "out")
+    assert report.names == tuple(f"LABEL_{index}" for index in range(7))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_labels": 8}, "expected 7 classes, which its weights have, got 8"),
+        ({"names": ["a", "b"]}, "expected 7 names of classes, which its weights have, got 2"),
+        ({"names": ["a"] * 7}, "expected different names of classes, got a, a"),
+    ],
+)
+def test_classes_that_the_weights_do_not_have(seven, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(seven, PRESET, tmp_path / "out", **options)
+    assert not entries(tmp_path)
+
+
+def test_what_the_matter_probably_is(seven, state_dict, folder, tmp_path):
+    def error(weights, preset: str = PRESET) -> str:
+        if not isinstance(weights, Path):
+            torch.save(weights, tmp_path / "weights.pth")
+            weights = tmp_path / "weights.pth"
+        with pytest.raises(CheckpointError) as caught:
+            convert_checkpoint(weights, preset, tmp_path / "out")
+        return str(caught.value).removeprefix(f"{weights}: ")
+
+    for converted in (folder / "model.safetensors", load_file_of(folder)):
+        expected = (
+            "expected a checkpoint of the official code, got weights under offseg_hf's names: they are converted"
+        )
+        assert error(converted).startswith(expected)
+    assert error(seven, "offseg-b-ade") == (
+        f"expected the weights of offseg-b-ade, got those of {PRESET} for 7 classes instead of 150; convert with that "
+        "preset"
+    )
+    encoder = {name.removeprefix("backbone."): value for name, value in state_dict.items() if "backbone." in name}
+    assert "got those of EfficientFormerV2 of its authors, which are none of a whole model" in error(encoder)
+
+
+def load_file_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("wrap", ["model.", "module._orig_mod.", "_orig_mod.module.", "student.model.", "module."])
+def test_names_within_wrappers(state_dict, tmp_path, wrap):
+    """Whatever the model lay in when it was saved, also beside the optimizer and an average."""
+    wrapped = {f"{wrap}{name}": tensor for name, tensor in state_dict.items()}
+    average = {"steps": torch.tensor(5)} | {name: torch.zeros_like(tensor) for name, tensor in wrapped.items()}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    torch.save({"model": wrapped, "model_ema": average, "optimizer": optimizer}, tmp_path / "wrapped.pth")
+    report = convert_checkpoint(tmp_path / "wrapped.pth", PRESET, tmp_path / "out")
+    assert report.left_aside == ("model_ema",) and report.used + len(report.dropped) == len(state_dict)
+    ours = load_file_of(tmp_path / "out")
+    assert torch.equal(ours["pixel_decoder.output_conv.conv.weight"], state_dict["decode_head.align.conv.weight"])
+
+
+def test_names_from_the_command_line(tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["sky", "road"]}))
+    (tmp_path / "names.txt").write_text("\ufeffsky\n\nroad\n", encoding="utf-8")
+    for text in (str(tmp_path / "classes.json"), str(tmp_path / "names.txt"), "sky, road"):
+        assert read_names(text) == ("sky", "road")
+    assert len(read_names("ade")) == 150
+    with pytest.raises(ValueError, match="expected a file with names of classes, or names with commas"):
+        read_names("sky,,road")

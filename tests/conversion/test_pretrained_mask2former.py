@@ -158,3 +158,20 @@ def test_encoder_gives_the_features_of_the_classifier(tmp_path):
     actual = model(images(), output_hidden_states=True).encoder_hidden_states
     for feature_map, expected in zip(actual, stock(images()).feature_maps, strict=True):
         torch.testing.assert_close(feature_map, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_our_own_weights_are_taken_as_they_are(tmp_path):
+    """Patch merging is in transformers' order already."""
+    own, model, others = small_model(), small_model(), small_model(num_labels=9)
+    for parameter in own.parameters():
+        parameter.data += torch.randn_like(parameter)
+    own.save_pretrained(tmp_path)
+    report = load_pretrained(model, tmp_path)
+    assert not report.dropped and not report.initial
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+    before = copy.deepcopy(others.state_dict())
+    report = load_pretrained(others, tmp_path)
+    assert set(report.initial) == set(report.dropped) == {"class_predictor.weight", "class_predictor.bias"}
+    for name, tensor in others.state_dict().items():
+        assert torch.equal(tensor, (before if name in report.initial else own.state_dict())[name]), name

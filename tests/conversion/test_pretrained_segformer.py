@@ -42,7 +42,7 @@ def segmenter(**fields) -> SegformerForSemanticSegmentation:
 
 def ours(**fields) -> OffsetSegformerForSemanticSegmentation:
     return filled(
-        OffsetSegformerForSemanticSegmentation(OffsetSegformerConfig(**SMALL | fields, num_labels=10)), seed=1
+        OffsetSegformerForSemanticSegmentation(OffsetSegformerConfig(**SMALL | {"num_labels": 10} | fields)), seed=1
     )
 
 
@@ -205,3 +205,37 @@ def test_weights_that_are_none(tmp_path):
         for key in ("decode_head.linear_fuse.weight", "decode_head.linear_c.0.proj.weight"):
             save_file(weights | {key: torch.ones(shape)}, tmp_path / "odd.safetensors")
             assert key in load_pretrained(ours(), tmp_path / "odd.safetensors").dropped
+
+
+@pytest.mark.parametrize("wrap", ["", "model."])
+def test_our_own_weights_are_taken_as_they_are(tmp_path, wrap):
+    """The layer that reads all stages has them in our order already; a classifier of other classes is not taken."""
+    own, model, others = filled(ours(), seed=5), ours(), ours(num_labels=4)
+    torch.save({f"{wrap}{name}": tensor for name, tensor in own.state_dict().items()}, tmp_path / "own.pth")
+    report = load_pretrained(model, tmp_path / "own.pth")
+    assert not report.dropped and not report.initial
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+    before = copied(others.state_dict())
+    report = load_pretrained(others, tmp_path / "own.pth")
+    classifier = {"offset_learning.class_representation"}
+    classifier |= {f"offset_learning.logit_norm.{part}" for part in ("weight", "bias")}
+    assert set(report.initial) == set(report.dropped) == classifier
+    for name, tensor in others.state_dict().items():
+        assert torch.equal(tensor, (before if name in classifier else own.state_dict())[name]), name
+
+    with pytest.raises(ValueError, match="expected weights of offseg_hf of the size of this .*mis-shaped"):
+        load_pretrained(ours(hidden_sizes=[8, 16, 20, 48]), tmp_path / "own.pth")
+
+
+def test_a_checkpoint_of_the_official_code(official_state_dict, tmp_path):
+    """The authors' 150 classes start a model of 7: encoder and decoder are theirs."""
+    name = "segformer-b0-offset-ade"
+    torch.save({"state_dict": official_state_dict(name)}, tmp_path / "official.pth")
+    expected = load_official_weights(get_preset(name), official_state_dict(name), name)[0].state_dict()
+    for num_labels, kept in ((150, 0), (7, 3)):
+        model = OffsetSegformerForSemanticSegmentation(OffsetSegformerConfig.from_size("b0", num_labels=num_labels))
+        report = load_pretrained(model, tmp_path / "official.pth")
+        assert len(report.initial) == kept and all("offset_learning" in name for name in report.initial)
+        for name_of, tensor in model.state_dict().items():
+            assert name_of in report.initial or torch.equal(tensor, expected[name_of]), name_of

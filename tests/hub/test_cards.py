@@ -267,6 +267,10 @@ def test_an_evaluation_goes_before_the_log(run, tmp_path):
     assert f"| mIoU | {100 * report['metrics']['mIoU']:.2f} |" in text
     assert "On 3 images, split `validation`, one scale." in text
     assert "On 3 images" not in training_card_files(tmp_path / "runs" / "last", "tester/a")["README.md"]
+    settings = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").unlink()
+    (copy / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.1, 0.2, 0.3]}))
+    assert "On 3 images" not in training_card_files(copy, "tester/a")["README.md"]  # it is of another model now
 
 
 def test_names_on_the_hub_are_linked(run, tmp_path):

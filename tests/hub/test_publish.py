@@ -90,6 +90,26 @@ def test_every_preset_is_recognised():
     assert official_keys().keys() == PRESETS.keys()
 
 
+def test_a_training_of_ones_own_is_not_the_authors(tmp_path):
+    """It has our names, other classes, or says that its classes are others."""
+    torch.manual_seed(1)
+    OffSegForSemanticSegmentation(PRESETS[NAMES[0]].config()).save_pretrained(tmp_path / "runs" / "best")
+    weights = official_state_dict(NAMES[0])
+    meta = {"dataset_meta": {"classes": [f"thing {index}" for index in range(150)]}}
+    torch.save({"meta": meta, "state_dict": weights}, tmp_path / "others.pth")
+    head = "decode_head.offset_learning"
+    weights[f"{head}.cls_repr"] = weights[f"{head}.cls_repr"][:, :7]
+    for part in ("weight", "bias"):
+        weights[f"{head}.mask_norm.{part}"] = weights[f"{head}.mask_norm.{part}"][:7]
+    torch.save({"meta": meta, "state_dict": weights}, tmp_path / "seven.pth")
+    found, others = recognise(tmp_path)
+    assert not found
+    reasons = {other.source.name: other.reason for other in others}
+    assert "weights under offseg_hf's names" in reasons["model.safetensors"]
+    assert "got one for other classes (thing 0, thing 1, thing 2, ...)" in reasons["others.pth"]
+    assert "of 7 classes instead of 150: they are offseg-t-ade's but for that" in reasons["seven.pth"]
+
+
 def test_what_is_not_clear_is_listed(tmp_path):
     weights = official_state_dict(NAMES[0])
     (tmp_path / "runs").mkdir()

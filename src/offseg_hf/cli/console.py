@@ -3,24 +3,41 @@
 import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
+from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 
-stdout = Console(highlight=False, markup=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+PIPE_WIDTH = 10_000
+
+
+class CommandConsole(Console):
+    """A console whose lines are as long as they are where no terminal ends them: in a file or a pipe."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.is_terminal else ConsoleDimensions(PIPE_WIDTH, size.height)
+
+
+stdout = CommandConsole(highlight=False, markup=False, soft_wrap=True)
+stderr = CommandConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command of `app` whose errors are one line on stderr and exit code 1; 130 if interrupted."""
+    """Make a function a command of `app` whose errors are one line on stderr and exit code 1; 130 if interrupted.
+
+    A `~` at the beginning of an argument is the user's home: of `--output=~/x` no shell makes that.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @app.command()
         @wraps(function)
         def run(*args, **kwargs) -> None:
             try:
-                function(*args, **kwargs)
+                function(*args, **{name: _at_home(value) for name, value in kwargs.items()})
             except KeyboardInterrupt as error:  # or a kind of it that knows more
                 stderr.print(str(error) or "interrupted")
                 raise typer.Exit(getattr(error, "exit_code", 130)) from None
@@ -35,17 +52,24 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
     return register
 
 
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
+
+
 def _message(error: Exception) -> str:
-    from offseg_hf.hub_errors import explain
+    from offseg_hf.hub_errors import explain, reason
 
     if explanation := explain(error):
         return explanation
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
-    first_line = str(error).partition("\n")[0]
-    return f"unexpected {type(error).__name__}: {first_line} (OFFSEG_DEBUG=1 shows where)"
+    return f"unexpected {type(error).__name__}: {reason(error)} (OFFSEG_DEBUG=1 shows where)"
 
 
 def progress_bar():

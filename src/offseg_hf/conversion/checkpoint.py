@@ -5,7 +5,9 @@ Three formats are recognised by content: PyTorch's zip, PyTorch's older stream
 data (see `inert_pickle`), so a training checkpoint of mmengine needs no mmengine, and a hostile one changes nothing.
 
 An exponential moving average needs no option: mmengine's `EMAHook.before_save_checkpoint` swaps the averaged weights
-*into* `state_dict` and keeps the raw ones in `ema_state_dict`, and its evaluation loads `state_dict`. So do we.
+*into* `state_dict` and keeps the raw ones in `ema_state_dict`, and its evaluation loads `state_dict`. So do we, with
+every file that has one: an average beside it (`state_dict_ema`, `model_ema`) is left aside, and said to be. Where an
+average is all that there is, it is taken.
 """
 
 import io
@@ -16,7 +18,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,8 +29,13 @@ from safetensors.torch import load_file as load_safetensors
 from offseg_hf.conversion.inert_pickle import Global, InertUnpickler, Opaque
 
 
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+AVERAGE = re.compile("ema|averag|swa|teacher", re.IGNORECASE)
+MAX_DEPTH = 4  # of wrappers in each other
+# What wrappers of torch put into the names of what they wrap, wherever that is; DataParallel only before all of them.
+WRAPPED = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 DATA_PARALLEL_PREFIX = "module."
+AVERAGE_COUNTERS = ("n_averaged", "steps")  # beside the weights of torch's AveragedModel and of mmengine's
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 STREAM_VERSION = 1001
 EXPECTED = "expected a PyTorch checkpoint (.pth) or a safetensors file"
@@ -79,39 +86,68 @@ class TensorView:
     stride: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file says of a model: its weights, and the names of its classes if mmengine has written them beside it.
+
+    left_aside: keys of other weights in the file, as averages beside the model's own.
+    """
+
+    weights: dict[str, torch.Tensor]
+    class_names: tuple[str, ...] | None = None
+    left_aside: tuple[str, ...] = ()
+
+
 StorageLoader = Callable[[Storage], torch.Tensor]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in the file at `path`, on the CPU: names without a wrapper's `module.`, dtypes as stored.
+    """The state dict in the file at `path`, on the CPU: dtypes as stored, names without those of torch's wrappers.
 
-    Tensors that share a storage in the file share memory here. Raises `CheckpointError` for anything that is not a
-    whole checkpoint and `OSError` for a file that cannot be opened.
+    These are `module.` before all names, and `_orig_mod.` and its like anywhere. Tensors that share a storage in the
+    file share memory here. Raises `CheckpointError` for anything that is not a whole checkpoint and `OSError` for a
+    file that cannot be opened.
     """
+    return open_checkpoint(path).weights
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """What `read_checkpoint` reads, and what else the file says of the model."""
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: {EXPECTED}, got a directory; name the file in it")
     with path.open("rb") as file:
         try:
-            weights = _read(file, path)
+            checkpoint = _read(file, path)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         except DAMAGE as error:
             reason = " ".join(str(error).split())
             message = f"{EXPECTED}, got a truncated or damaged one ({reason}); {DOWNLOAD_AGAIN}"
             raise CheckpointError(f"{path}: {message}") from error
-    if weights and all(name.startswith(DATA_PARALLEL_PREFIX) for name in weights):
-        weights = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
+    return replace(checkpoint, weights=_unwrapped(checkpoint.weights))
+
+
+def _unwrapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same under the names of the module inside of torch's wrappers."""
+    while weights:
+        bare = {WRAPPED.sub("", name): tensor for name, tensor in weights.items()}
+        inner = {name: tensor for name, tensor in bare.items() if name not in AVERAGE_COUNTERS}
+        if inner and all(name.startswith(DATA_PARALLEL_PREFIX) for name in inner):
+            bare = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in inner.items()}
+        if len(bare) == len(weights) and bare.keys() == weights.keys():
+            break
+        weights = bare
     return weights
 
 
-def _read(file: BinaryIO, path: Path) -> dict[str, torch.Tensor]:
+def _read(file: BinaryIO, path: Path) -> Checkpoint:
     head = file.read(512)
     file.seek(0)
     if not head:
         raise CheckpointError(f"{EXPECTED}, got an empty file; {DOWNLOAD_AGAIN}")
     if head[8:9] == b"{":  # first: the length before it may begin like either of the others
-        return load_safetensors(path)
+        return Checkpoint(load_safetensors(path))
     if head.startswith(b"PK"):
         return _read_zip(file)
     if head.startswith(b"\x80"):
@@ -133,7 +169,7 @@ def _describe(head: bytes, size: int) -> str:
     return f"{kind} of {size} bytes starting with {head[:16]!r}; {DOWNLOAD_AGAIN}"
 
 
-def _read_zip(file: BinaryIO) -> dict[str, torch.Tensor]:
+def _read_zip(file: BinaryIO) -> Checkpoint:
     """PyTorch's format since 1.6: `<root>/data.pkl` and one uncompressed member `<root>/data/<key>` per storage."""
     with zipfile.ZipFile(file) as archive:
         members = archive.namelist()
@@ -150,7 +186,7 @@ def _read_zip(file: BinaryIO) -> dict[str, torch.Tensor]:
         def load_storage(storage: Storage) -> torch.Tensor:
             return _flat_tensor(_read_member(archive, f"{root}data/{storage.key}"), storage)
 
-        return _tensors(_state_dict(contents), load_storage)
+        return _checkpoint(contents, load_storage)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -166,7 +202,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise zipfile.BadZipFile(f"{name!r}: {error}") from error
 
 
-def _read_stream(content: mmap.mmap) -> dict[str, torch.Tensor]:
+def _read_stream(content: mmap.mmap) -> Checkpoint:
     """PyTorch's format before 1.6: five pickles, then for every storage its length (int64) and its elements."""
     storages: dict[str, Storage] = {}
 
@@ -203,7 +239,7 @@ def _read_stream(content: mmap.mmap) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"{EXPECTED}, got a damaged one (storage {storage.key!r} has {numel} elements)")
         return _flat_tensor(content[start : start + storage.numel * storage.dtype.itemsize], storage)
 
-    return _tensors(_state_dict(contents), load_storage)
+    return _checkpoint(contents, load_storage)
 
 
 def _flat_tensor(data: bytes, storage: Storage) -> torch.Tensor:
@@ -245,12 +281,25 @@ BUILDERS = {
 }
 
 
-def _state_dict(contents: object) -> dict[str, TensorView]:
-    """The named tensors in a checkpoint's contents, taken out of their wrappers (`state_dict`, `model`, ...)."""
-    for _ in WRAPPERS:
-        if not isinstance(contents, dict):
+def _checkpoint(contents: object, load_storage: StorageLoader) -> Checkpoint:
+    views, left_aside = _state_dict(contents)
+    return Checkpoint(_tensors(views, load_storage), _class_names(contents), left_aside)
+
+
+def _state_dict(contents: object) -> tuple[dict[str, TensorView], tuple[str, ...]]:
+    """The named tensors in a checkpoint's contents, taken out of their wrappers (`state_dict`, `model`, ...), and the
+    keys of others beside them."""
+    left_aside: list[str] = []
+    for _ in range(MAX_DEPTH):
+        parts = _items(contents)
+        wrapped = {key: value for key, value in parts if key in WRAPPERS and isinstance(value, dict)}
+        has_tensors = any(isinstance(value, TensorView) for _, value in parts)
+        inner = {key: value for key, value in parts if _has_weights(value, MAX_DEPTH)} or wrapped
+        if not inner or (has_tensors and not wrapped):
             break
-        contents = next((contents[key] for key in WRAPPERS if isinstance(contents.get(key), dict)), contents)
+        key = _chosen(list(inner))
+        contents = inner.pop(key)
+        left_aside += inner
     if not isinstance(contents, dict):
         raise CheckpointError(f"expected a state dict, got {_kind(contents)}; save model.state_dict() instead")
     others = [f"{key!r} ({_kind(value)})" for key, value in contents.items() if not _is_named_tensor(key, value)]
@@ -258,7 +307,42 @@ def _state_dict(contents: object) -> dict[str, TensorView]:
         listed = ", ".join(others[:10]) or "nothing"
         message = f"got {len(others)} other entries: {listed}" if others else "got an empty one"
         raise CheckpointError(f"expected a state dict of named tensors, {message}; save model.state_dict() instead")
-    return contents
+    return contents, tuple(left_aside)
+
+
+def _items(contents: object) -> list[tuple[str, object]]:
+    is_named = isinstance(contents, dict) and all(isinstance(key, str) for key in contents)
+    return list(contents.items()) if is_named else []
+
+
+def _has_weights(value: object, depth: int) -> bool:
+    """Whether there are named tensors in it; the state of an optimizer has numbers for names."""
+    items = _items(value)
+    has_tensors = any(isinstance(part, TensorView) for _, part in items)
+    return has_tensors or (depth > 0 and any(_has_weights(part, depth - 1) for _, part in items))
+
+
+def _chosen(keys: list[str]) -> str:
+    """Of the keys of several state dicts the model's own: it has one of the known names, or is no average."""
+    known = [key for key in WRAPPERS if key in keys]
+    own = [key for key in keys if not AVERAGE.search(key)]
+    if not known and len(own or keys) > 1:
+        raise CheckpointError(
+            f"expected the weights of one model, got those of several: {', '.join(keys)}; save the state dict of the "
+            "one that you want"
+        )
+    return (known or own or keys)[0]
+
+
+def _class_names(contents: object) -> tuple[str, ...] | None:
+    """As mmengine writes them (`meta.dataset_meta.classes`), and mmcv before it (`meta.CLASSES`)."""
+    meta = contents.get("meta") if isinstance(contents, dict) else None
+    for facts in (meta.get("dataset_meta"), meta) if isinstance(meta, dict) else ():
+        for key in ("classes", "CLASSES") if isinstance(facts, dict) else ():
+            names = facts.get(key)
+            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return None
 
 
 def _is_named_tensor(key: object, value: object) -> bool:

@@ -1,7 +1,7 @@
 """Fit the weights of one naming scheme onto the parameters of another, by a table of regexes."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 # Counts batches for a momentum that nobody uses; it exists or not, depending on who saved the file.
 COUNTER = "num_batches_tracked"
 LISTED = 10
+# What this package alone calls so; the official code has cls_repr, cls_offset_proj and feat_offset_proj.
+OWN_NAME = re.compile(r"(.*\.)?(class_representation|(class|feature)_offset_proj\..*)")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,61 @@ class Fit:
     def _kinds(self) -> list[tuple[str, list[str]]]:
         kinds = {"missing": self.missing, "left over": self.left_over, "mis-shaped": list(self.misshaped.values())}
         return [(kind, keys) for kind, keys in kinds.items() if keys]
+
+
+OWN_TABLE = KeyTable(renames=())
+
+
+def has_own_names(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor] | None = None) -> bool:
+    """Whether weights are named as this package names them, so that no table of another's names is for them.
+
+    This is asked once, before any table: most of them change what has our names already.
+    ours: the state dict of a model, all of whose names count as ours too; an encoder alone has no others.
+    """
+    names = [name for name in weights if not name.endswith(COUNTER)]
+    is_part = ours is not None and bool(names) and all(name in ours for name in names)
+    return is_part or any(OWN_NAME.fullmatch(name) for name in names)
+
+
+def without_prefixes(weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """The weights under their names, then without the first part of these, as long as all of them share one.
+
+    Whatever a model lay in when it was saved (`model.`, `student.`) is before all of its names.
+    """
+    yield weights
+    first = {name.partition(".")[0] for name in weights}
+    while len(first) == 1 and all("." in name for name in weights):
+        weights = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+        yield weights
+        first = {name.partition(".")[0] for name in weights}
+
+
+def fit_any(weights: Mapping[str, Tensor], table: KeyTable, ours: Mapping[str, Tensor]) -> Fit:
+    """The best of the fits (`fit`) with and without the prefixes that all weights share."""
+    best = None
+    for bare in without_prefixes(weights):
+        found = fit(bare, table, ours)
+        if best is None or found.num_problems < best.num_problems:
+            best = found
+        if best.is_complete:
+            break
+    return best
+
+
+def other_num_classes(fitted: Fit, ours: Mapping[str, Tensor], num_labels: int) -> int | None:
+    """How many classes weights are of, if that is all that distinguishes their shapes from those of `ours`.
+
+    ours: the state dict of a model of `num_labels` classes, whose tensors have a dimension for them, or one for them
+        and for none of them. None if nothing differs, or anything else does.
+    """
+    found = set()
+    for name in fitted.misshaped:
+        theirs, own = fitted.weights[name].shape, ours[name].shape
+        differing = [(a, b) for a, b in zip(theirs, own) if a != b]
+        if len(theirs) != len(own) or not differing or any(b - num_labels not in (0, 1) for _, b in differing):
+            return None
+        found |= {a - (b - num_labels) for a, b in differing}
+    return found.pop() if len(found) == 1 else None
 
 
 def fit(official: Mapping[str, Tensor], table: KeyTable, ours: Mapping[str, Tensor]) -> Fit:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -20,11 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
-from offseg_hf.conversion.keys import Fit, PretrainedForm, fit
-from offseg_hf.conversion.tables import PRETRAINED_FORMS
+from offseg_hf.conversion.keys import OWN_TABLE, Fit, fit, has_own_names, other_num_classes, without_prefixes
+from offseg_hf.conversion.tables import OFFICIAL_MARKERS, OFFICIAL_TABLES, PRETRAINED_FORMS
 from offseg_hf.hub_errors import explain, is_temporary
 
 
+ATTENTION_BIASES = r"encoder\..*\.attention_bias\.table"  # of a grid that follows from `image_size`
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -43,16 +44,16 @@ def load_pretrained(model: PreTrainedModel, source: str | Path, revision: str | 
     source: a checkpoint file, a folder with `model.safetensors` or `pytorch_model.bin`, or a repository on the Hub.
     revision: branch, tag or commit on the Hub.
 
-    Which forms are known for which model: `offseg_hf.conversion.tables`. What the source lacks keeps its values, and
-    the report names it. Raises ValueError if the weights are of another kind or size, and OSError if there is no
-    `source`.
+    Which forms are known for which model: `offseg_hf.conversion.tables`; beside them a checkpoint of the official
+    code, and a model of this package, whose tensors are taken as they are. Of these two what has another number of
+    classes keeps its values. What the source lacks keeps its values too, and the report names all of it. Raises
+    ValueError if the weights are of another kind or size, and OSError if there is no `source`.
     """
     weights = read_checkpoint(_locate(source, revision))
-    form = _form(weights, model.config.model_type, source)
-    fitted, initial = _fit(weights, form, model)
+    name, fitted, initial = _fit(weights, model, source)
     if not fitted.is_complete:
         raise CheckpointError(
-            f"{source}: expected {form.name} of the size of this {type(model).__name__}, got {fitted.problems()}"
+            f"{source}: expected {name} of the size of this {type(model).__name__}, got {fitted.problems()}"
         )
     model.load_state_dict(fitted.weights, strict=False)  # checked above; counters and what is kept may be missing
     return PretrainedReport(len(fitted.used), fitted.dropped, initial)
@@ -114,20 +115,48 @@ def _explain(problem: Exception, source: str | Path, revision: str | None) -> st
             return explain(problem)
 
 
-def _form(weights: Mapping[str, Tensor], model_type: str, source: str | Path) -> PretrainedForm:
-    forms = PRETRAINED_FORMS.get(model_type, ())
-    for form in forms:
-        if form.marker in weights:
-            return form
-    known = ", or ".join(form.name for form in forms)
+def _fit(weights: Mapping[str, Tensor], model: PreTrainedModel, source: str | Path) -> tuple[str, Fit, list[str]]:
+    """What the weights are, the same under the names of `model`, and its parameters that keep their values."""
+    model_type, ours = model.config.model_type, model.state_dict()
+    for bare in without_prefixes(weights):
+        if has_own_names(bare, ours) and not ours.keys().isdisjoint(bare):
+            return "weights of offseg_hf", *_fit_own(bare, ours, model.config.num_labels)
+        if OFFICIAL_MARKERS.get(model_type) in bare:
+            fitted = fit(bare, OFFICIAL_TABLES[model_type], ours)
+            initial = _of_other_classes(fitted, ours, model.config.num_labels)
+            return "a checkpoint of the official code", fitted, _keep(fitted, initial)
+        for form in PRETRAINED_FORMS.get(model_type, ()):
+            if form.marker in bare:
+                fitted = fit(bare, form.table, ours)
+                names = (*fitted.misshaped, *fitted.missing)
+                return form.name, fitted, _keep(fitted, [name for name in names if re.fullmatch(form.kept, name)])
+    known = ", or ".join(form.name for form in PRETRAINED_FORMS.get(model_type, ()))
     keys = ", ".join(list(weights)[:3])
-    raise CheckpointError(f"{source}: expected the weights of {known}, got {keys}, ...")
+    got = "those of another model of offseg_hf, " if has_own_names(weights) else ""
+    raise CheckpointError(f"{source}: expected the weights of {known or type(model).__name__}, got {got}{keys}, ...")
 
 
-def _fit(weights: Mapping[str, Tensor], form: PretrainedForm, model: PreTrainedModel) -> tuple[Fit, list[str]]:
-    """The weights under the names of `model`, and the names of its parameters that keep their values."""
-    fitted = fit(weights, form.table, model.state_dict())
-    initial = [name for name in (*fitted.misshaped, *fitted.missing) if re.fullmatch(form.kept, name)]
+def _fit_own(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor], num_labels: int) -> tuple[Fit, list[str]]:
+    """Weights under our names, as they are; a whole part (encoder, decoder) that only one side has is left out."""
+    fitted = fit(weights, OWN_TABLE, ours)
+    theirs, own = ({name.partition(".")[0] for name in names} for names in (weights, ours))
+    fitted.dropped += [name for name in fitted.left_over if name.partition(".")[0] not in own]
+    fitted.left_over = [name for name in fitted.left_over if name.partition(".")[0] in own]
+    missing = [name for name in fitted.missing if name.partition(".")[0] not in theirs]
+    return fitted, _keep(fitted, [*_of_other_classes(fitted, ours, num_labels), *missing])
+
+
+def _of_other_classes(fitted: Fit, ours: Mapping[str, Tensor], num_labels: int) -> list[str]:
+    """The parameters whose shapes differ by the number of classes, or by the grid of an attention's biases."""
+    tables = [name for name in fitted.misshaped if re.fullmatch(ATTENTION_BIASES, name)]
+    rest = replace(fitted, misshaped={name: fitted.misshaped[name] for name in fitted.misshaped if name not in tables})
+    if rest.misshaped and other_num_classes(rest, ours, num_labels) is None:
+        return []
+    return list(fitted.misshaped)
+
+
+def _keep(fitted: Fit, initial: list[str]) -> list[str]:
+    """Takes the parameters that keep their values, `initial`, out of the fit; returns their names."""
     kept = set(initial)
     fitted.missing = [name for name in fitted.missing if name not in kept]
     for name in initial:
@@ -135,4 +164,4 @@ def _fit(weights: Mapping[str, Tensor], form: PretrainedForm, model: PreTrainedM
             del fitted.weights[name]
             if fitted.origins[name] not in fitted.dropped:  # of a tensor that is several of ours, all parts go
                 fitted.dropped.append(fitted.origins[name])
-    return fitted, initial
+    return initial

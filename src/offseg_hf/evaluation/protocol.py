@@ -11,7 +11,8 @@ from transformers import BaseImageProcessor
 
 from offseg_hf.data.datasets import label_set_of
 from offseg_hf.evaluation.prediction import predict
-from offseg_hf.evaluation.samples import Sample, SampleReader, sample_loader
+from offseg_hf.evaluation.samples import Sample, SampleReader, load_samples
+from offseg_hf.hub_errors import reason
 from offseg_hf.metrics import MeanIoU
 
 
@@ -66,7 +67,11 @@ def evaluate_model(
     with _evaluating(model), accelerator.autocast() if accelerator is not None else nullcontext():
         for sample in samples:
             views = [view.to(like.device, like.dtype) for view in sample.views]
-            prediction = predict(model, processor, views, tuple(sample.label.shape), flip)
+            try:
+                prediction = predict(model, processor, views, tuple(sample.label.shape), flip)
+            except Exception as error:  # of a model that cannot take images of this size, or of a full memory
+                what = f"{type(model).__name__} with {type(processor).__name__}"
+                raise ValueError(f"{sample.name}: {what} makes no label map of it: {reason(error)}") from error
             try:
                 metric.update(prediction, sample.label)
             except ValueError as error:
@@ -100,7 +105,7 @@ def _share(
         return reader.stream(*place, start), None
     indices = range(len(dataset))[place[0] :: place[1]]
     reader = SampleReader(dataset, processor, indices[start:], scales)
-    return iter(sample_loader(reader, workers)), len(indices)
+    return load_samples(reader, workers), len(indices)
 
 
 @contextmanager

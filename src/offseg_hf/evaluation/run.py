@@ -8,10 +8,12 @@ In `save_dir` come `evaluation.json`, `confusion_matrix.png`, and on request
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -29,9 +31,10 @@ from offseg_hf.evaluation.pictures import draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES
 from offseg_hf.evaluation.protocol import evaluate_model
 from offseg_hf.evaluation.report import environment, metric_report
-from offseg_hf.evaluation.samples import sample_names
+from offseg_hf.evaluation.samples import Sample, SampleReader, sample_names
 from offseg_hf.metrics import MeanIoU
-from offseg_hf.segmentation import Segmenter, make_folder
+from offseg_hf.run_folder import file_digests
+from offseg_hf.segmentation import Segmenter, make_folder, require_segmentation_model
 
 
 if TYPE_CHECKING:
@@ -85,6 +88,8 @@ def evaluate(
     if limit is not None:
         dataset = dataset.take(limit if is_streaming else min(limit, len(dataset)))
     segmenter = Segmenter(model, device if accelerator is None else str(accelerator.device), dtype)
+    if tta:
+        require_segmentation_model(str(model), segmenter.model.config, segmenter.processor, every_size=True)
     check_classes(segmenter.names, label_set.names, str(model), source, check_names)
 
     facts = {
@@ -100,24 +105,37 @@ def evaluate(
         },
         "protocol": _protocol(segmenter.processor, tta, dtype, limit),
     }
+    processes = 1 if accelerator is None else accelerator.num_processes
+    facts_of_run = environment(segmenter.device, processes)
     metric = MeanIoU(len(label_set), label_set.ignore_index)
     names = None if is_streaming else sample_names(dataset)
     writer = state = None
     if save_dir is not None:
         writer = SampleWriter(Path(save_dir), label_set, names and file_stems(names), submission, overlays)
-        state = SavedState(Path(save_dir), _identity(facts, names, (overlays, submission), accelerator), metric)
+        identity = identify(
+            {
+                **facts,
+                "environment": facts_of_run,
+                "config": segmenter.model.config.to_dict(),
+                "processor": segmenter.processor.to_dict(),
+                "labels": asdict(dataset.features["label"]),
+                "samples": names,
+                "outputs": [submission, overlays],
+                "process": _place(accelerator),
+            }
+        )
+        state = SavedState(Path(save_dir), identity, metric)
     start = time.monotonic()
     result = _run(segmenter, dataset, metric, accelerator, tta, workers, writer, state, progress)
     if accelerator is not None and not accelerator.is_main_process:
         return None
 
     facts["dataset"]["num_images"] = result["num_images"]
-    processes = 1 if accelerator is None else accelerator.num_processes
     report = {
         **metric_report(result, label_set),
         **facts,
         "environment": {
-            **environment(segmenter.device, processes),
+            **facts_of_run,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - start, 1),
         },
@@ -171,12 +189,20 @@ def _run(
     """`evaluate_model`, going on where it was interrupted; the progress is that of the main process."""
     is_main = accelerator is None or accelerator.is_main_process
 
+    def on_sample(sample: Sample, prediction: np.ndarray) -> None:
+        writer(sample, prediction)
+        state.add(sample)
+
     def report_progress(done: int, total: int | None) -> None:
         if state is not None:
             state.save(done)
         if progress is not None and is_main:
             progress(done, total)
 
+    start = 0
+    if state is not None:
+        reader = SampleReader(dataset, segmenter.processor, ())
+        start = state.restore(reader, _place(accelerator), writer)
     result = evaluate_model(
         segmenter.model,
         segmenter.processor,
@@ -186,8 +212,8 @@ def _run(
         scales=OFFICIAL_SCALES if tta else None,
         flip=tta,
         workers=workers,
-        start=0 if state is None else state.restore(),
-        on_sample=writer,
+        start=start,
+        on_sample=None if state is None else on_sample,
         progress=report_progress,
     )
     if state is not None:
@@ -228,6 +254,7 @@ def _model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
         "class": type(model).__name__,
         "num_parameters": model.num_parameters(),
         "weights": weights_digest(model),
+        "files": file_digests(Path(name)),
     }
 
 
@@ -242,14 +269,9 @@ def _protocol(processor: BaseImageProcessor, tta: bool, dtype: torch.dtype, limi
     }
 
 
-def _identity(
-    facts: dict[str, Any],
-    names: list[str] | None,
-    outputs: tuple[bool, bool],
-    accelerator: "Accelerator | None",
-) -> str:
-    process = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    return identify({**facts, "samples": names, "outputs": outputs, "process": process})
+def _place(accelerator: "Accelerator | None") -> tuple[int, int]:
+    """Index of this process, and number of all."""
+    return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
 
 
 def _plain(name: str) -> str:

@@ -1,8 +1,10 @@
 """The samples of a data set one by one: read, checked and made the model's inputs, by worker processes if wanted."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
 from offseg_hf.evaluation.prediction import prepare
-from offseg_hf.models.image_operations import read_image
+from offseg_hf.hub_errors import reason
+from offseg_hf.segmentation import upright_rgb
 
 
 if TYPE_CHECKING:
@@ -23,11 +26,13 @@ if TYPE_CHECKING:
 class Sample:
     """A photo with its label map.
 
-    index: in the data set. name: its file as the data set names it. views: the model's inputs, on the CPU.
+    index: in the data set. name: its file as the data set names it. content: tells it from any other photo with any
+        other label map. views: the model's inputs, on the CPU.
     """
 
     index: int
     name: str
+    content: bytes
     photo: Image.Image
     label: Tensor  # (height, width)
     views: list[BatchFeature]
@@ -56,24 +61,45 @@ class SampleReader(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int) -> "Sample | ValueError":
+        """The sample, or why it cannot be used: of what a worker process raises, the loader makes pages."""
         index = self.indices[position]
-        return self.read(index, self.rows[index])
+        try:
+            return self.read(index, self.rows[index])
+        except ValueError as error:
+            return error
 
     def read(self, index: int, row: dict[str, Any]) -> Sample:
-        """Raises ValueError with the name of the file that cannot be used."""
+        """Raises ValueError with the name of the file that cannot be used, and the reason."""
         from datasets import Image as ImageFeature
 
-        name = row["image"]["path"] or f"sample {index}"
-        try:
-            photo = to_rgb(ImageFeature().decode_example(row["image"]))
-        except Exception as error:  # Pillow's decoders raise almost anything on broken files
-            raise ValueError(f"{name}: cannot be read as an image: {error}") from error
-        label = torch.from_numpy(np.array(self.label_feature.decode_example(row["label"])))
+        name = sample_name_of(index, row)
+        photo = _decode(name, "an image", row["image"], lambda cell: upright_rgb(ImageFeature().decode_example(cell)))
+        label_name = _name(row["label"], f"the label map of {name}")
+        label_map = _decode(label_name, "a label map", row["label"], self.label_feature.decode_example)
+        label = torch.from_numpy(np.array(label_map))
         if tuple(label.shape) != (photo.height, photo.width):
             height, width = label.shape
             raise ValueError(f"{name}: it is {photo.width}x{photo.height}, but its label map {width}x{height}")
-        return Sample(index, name, photo, label, prepare(photo, self.processor, self.scales))
+        try:
+            views = prepare(photo, self.processor, self.scales)
+        except Exception as error:  # of an image processor of transformers, whose settings it does not go with
+            what = type(self.processor).__name__
+            raise ValueError(
+                f"{name}: {what} does not take its {photo.width}x{photo.height}: {reason(error)}"
+            ) from error
+        return Sample(index, name, _content(row), photo, label, views)
+
+    def contents(self, process_index: int, num_processes: int, count: int) -> Iterator[tuple[int, str, bytes]]:
+        """Index, name and content (as of `Sample`) of the first `count` samples of one process; none is decoded."""
+        if hasattr(self.rows, "__len__"):
+            indices = range(len(self.rows))[process_index::num_processes][:count]
+            rows = ((index, self.rows[index]) for index in indices)
+        else:
+            stop = process_index + count * num_processes
+            rows = islice(enumerate(self.rows), process_index, stop, num_processes)
+        for index, row in rows:
+            yield index, sample_name_of(index, row), _content(row)
 
     def stream(self, process_index: int, num_processes: int, start: int) -> Iterator[Sample]:
         """Of a streaming data set the samples of one process from its `start`-th on; those before, and those of the
@@ -92,24 +118,53 @@ def sample_names(dataset: "Dataset") -> list[str]:
     return [path or f"sample {index}" for index, path in enumerate(paths)]
 
 
-def sample_loader(reader: SampleReader, workers: int) -> torch.utils.data.DataLoader:
-    """The samples of `reader` in order; `workers` processes read ahead."""
-    return torch.utils.data.DataLoader(
+def load_samples(reader: SampleReader, workers: int) -> Iterator[Sample]:
+    """The samples of `reader` in order; `workers` processes read ahead. Raises ValueError as `SampleReader.read`."""
+    loader = torch.utils.data.DataLoader(
         reader,
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # the global one belongs to training
     )
+    for sample in loader:
+        if isinstance(sample, ValueError):
+            raise sample
+        yield sample
 
 
-def to_rgb(photo: Image.Image) -> Image.Image:
-    """The photo as the image processors here see it: 8-bit RGB (see `read_image`)."""
-    if photo.mode == "RGB":
-        return photo
-    array = read_image(photo)
-    return Image.fromarray(array.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
+def sample_name_of(index: int, row: dict[str, Any]) -> str:
+    return _name(row["image"], f"sample {index}")
 
 
-def _as_it_is(sample: Sample) -> Sample:
+def _content(row: dict[str, Any]) -> bytes:
+    """A digest of the bytes of both files. Of one elsewhere, its address: on the Hub that has the commit in it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in ("image", "label"):
+        cell = row[column] or {}
+        content, path = cell.get("bytes"), cell.get("path") or ""
+        if content is None:
+            content = Path(path).read_bytes() if Path(path).is_file() else path.encode()
+        digest.update(f"{column} {len(content)} {cell.get('raw')} ".encode())
+        digest.update(content)
+    return digest.digest()
+
+
+def _name(cell: dict[str, Any] | None, otherwise: str) -> str:
+    return (cell or {}).get("path") or otherwise
+
+
+def _decode(name: str, kind: str, cell: dict[str, Any] | None, decode: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `decode` makes of a cell; raises ValueError with the name and the reason."""
+    try:
+        if cell is None:
+            raise ValueError("there is none")
+        return decode(cell)
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files
+        if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
+            raise
+        raise ValueError(f"{name}: cannot be read as {kind}: {reason(error)}") from error
+
+
+def _as_it_is(sample: "Sample | ValueError") -> "Sample | ValueError":
     return sample

@@ -1,6 +1,6 @@
 """The official checkpoints to the Hub: recognised, converted, verified and published, one after another."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 from offseg_hf import auto_model_class
-from offseg_hf.conversion import read_checkpoint
-from offseg_hf.conversion.convert import describe_misfit, fitting_presets, load_official_weights
+from offseg_hf.conversion.checkpoint import open_checkpoint, read_checkpoint
+from offseg_hf.conversion.convert import describe_misfit, fitting_presets, load_official_weights, same_names
 from offseg_hf.data.scenes import render_scene
 from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.repository import Changes, commit, find_changes, read_state, tag_version
@@ -54,8 +54,9 @@ def recognise(
 ) -> tuple[dict[str, Path], list[Unrecognised]]:
     """Which preset each checkpoint below `folder` is of, by keys and shapes; and the files that are left alone.
 
-    A file of no preset or of several, one that cannot be read, and two files of one preset are left alone: nothing is
-    guessed. Raises FileNotFoundError if there is no checkpoint at all.
+    Left alone are a file of no preset or of several, one that cannot be read, a training of one's own (under our
+    names, or for other classes), and two files of one preset: nothing is guessed. Raises FileNotFoundError if there is
+    no checkpoint at all.
     """
     paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
     if not paths:
@@ -67,15 +68,17 @@ def recognise(
     for number, path in enumerate(paths):
         progress(number, len(paths))
         try:
-            weights = read_checkpoint(path)
+            file = open_checkpoint(path)
         except (ValueError, OSError) as error:
             others.append(Unrecognised(path, str(error).removeprefix(f"{path}: ")))
             continue
-        names = fitting_presets(weights)
-        if len(names) == 1:
+        names = fitting_presets(file.weights)
+        if len(names) == 1 and (problem := _other_classes(get_preset(names[0]), file.class_names)):
+            others.append(Unrecognised(path, problem, tuple(names)))
+        elif len(names) == 1:
             found.setdefault(names[0], []).append(path)
         else:
-            fits = f"which fit {', '.join(names)}" if names else describe_misfit(weights)
+            fits = f"which fit {', '.join(names)}" if names else describe_misfit(file.weights)
             others.append(Unrecognised(path, f"expected the weights of one preset, got some {fits}", tuple(names)))
     progress(len(paths), len(paths))
     for name, same in found.items():
@@ -84,6 +87,16 @@ def recognise(
             reason = f"expected one checkpoint of {name}, got {rest} too: move away what is not to be published"
             others.append(Unrecognised(path, reason, (name,)))
     return {name: same[0] for name, same in found.items() if len(same) == 1}, others
+
+
+def _other_classes(preset: Preset, class_names: Sequence[str] | None) -> str | None:
+    """Why a checkpoint with these names of classes in it is not the authors' of a preset."""
+    if class_names is None or same_names(class_names, preset.labels.names):
+        return None
+    return (
+        f"expected the authors' checkpoint of {preset.name}, got one for other classes ({', '.join(class_names[:3])}, "
+        "...), of a training of one's own: `offseg convert` takes it, `offseg push` publishes the model"
+    )
 
 
 def publish(

@@ -23,7 +23,8 @@ from offseg_hf.data.labels import LABEL_SETS
 from offseg_hf.data.scenes import SCENE_LABELS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
-from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE
+from offseg_hf.hub_errors import reason
+from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE, file_digests
 from offseg_hf.visualization import draw_plots, training_plots
 
 
@@ -61,8 +62,9 @@ def training_card_files(folder: str | Path, repository: str) -> dict[str, str | 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{folder}: expected the folder of a model, got none that can be read: {reason}") from error
+        raise ValueError(
+            f"{folder}: expected the folder of a model, got none that can be read: {reason(error)}"
+        ) from error
     training = read_training(folder)
     files: dict[str, str | bytes] = {}
     curves = _curves(training.log)
@@ -126,8 +128,9 @@ def _read(path: Path, parse: Any) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected what a training writes, got a file that is none: {reason}") from error
+        raise ValueError(
+            f"{path}: expected what a training writes, got a file that is none: {reason(error)}"
+        ) from error
 
 
 def _lines(text: str) -> list[dict[str, float]]:
@@ -151,6 +154,9 @@ def _evaluation(folder: Path) -> tuple[dict[str, float], str]:
         report = _read(path, json.loads)
         if report is None or (path.parent != folder and Path(report["model"]["name"]).resolve() != folder.resolve()):
             continue
+        files = report["model"].get("files")
+        if files and files != file_digests(folder):
+            continue  # the model has been changed since
         data, protocol = report["dataset"], report["protocol"]
         scales = "six scales and their mirror images" if protocol["test_time_augmentation"] else "one scale"
         return report["metrics"], f"On {data['num_images']} images, split `{data['split']}`, {scales}."

@@ -26,10 +26,11 @@ class MeanIoU:
 
     `confusion_matrix` (num_classes, num_classes), int64, counts pixels by label (row) and prediction (column), on
     `device`, by default that of the first predictions. Pixels whose label is `ignore_index` are not counted, whatever
-    is predicted there. Metrics of parts of a data set add up: `a + b`, or `across_processes`.
+    is predicted there; with None every pixel is. Metrics of parts of a data set add up: `a + b`, or
+    `across_processes`.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str | None = None):
+    def __init__(self, num_classes: int, ignore_index: int | None = 255, device: torch.device | str | None = None):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
@@ -58,15 +59,19 @@ class MeanIoU:
             self.device = first.device if isinstance(first, Tensor) else torch.device("cpu")
             self.confusion_matrix = self.confusion_matrix.to(self.device)
         counts = torch.zeros_like(self.confusion_matrix)
-        far = self.ignore_index if self.ignore_index >= FAR else None
-        for first_label, first_prediction, table in count_pairs(predictions, labels, self.device, far):
-            ignored = self.ignore_index - first_label
-            if 0 <= ignored < len(table):
-                table[ignored] = 0
-            inside = table[-first_label:, -first_prediction:][: self.num_classes, : self.num_classes]
+        far = self.ignore_index if self.ignore_index is not None and self.ignore_index >= FAR else None
+        for label_values, prediction_values, table in count_pairs(predictions, labels, self.device, far):
+            if self.ignore_index in label_values:
+                table[label_values.index(self.ignore_index)] = 0
+            rows, label_classes = _classes(label_values, self.num_classes)
+            columns, prediction_classes = _classes(prediction_values, self.num_classes)
+            inside = table[rows][:, columns]
             if inside.sum() != table.sum():
-                raise ValueError(self._describe_strangers(first_label, first_prediction, table))
-            counts[: inside.shape[0], : inside.shape[1]] += inside
+                raise ValueError(self._describe_strangers(label_values, prediction_values, table))
+            if isinstance(label_classes, slice):
+                counts[label_classes, prediction_classes] += inside
+            else:
+                counts[torch.tensor(label_classes)[:, None], torch.tensor(prediction_classes)] += inside
         self.confusion_matrix += counts
 
     def compute(self) -> dict[str, float | np.ndarray]:
@@ -135,21 +140,31 @@ class MeanIoU:
                 f"to one of num_classes={self.num_classes}, ignore_index={self.ignore_index}"
             )
 
-    def _describe_strangers(self, first_label: int, first_prediction: int, table: Tensor) -> str:
+    def _describe_strangers(self, label_values: Sequence[int], prediction_values: Sequence[int], table: Tensor) -> str:
         found = [
-            f"{name} {first + i} at {pixels} pixels"
-            for name, first, totals in (
-                ("label", first_label, table.sum(1).tolist()),
-                ("prediction", first_prediction, table.sum(0).tolist()),
+            f"{name} {value} at {pixels} pixels"
+            for name, values, totals in (
+                ("label", label_values, table.sum(1).tolist()),
+                ("prediction", prediction_values, table.sum(0).tolist()),
             )
-            for i, pixels in enumerate(totals)
-            if pixels and not 0 <= first + i < self.num_classes
+            for value, pixels in zip(values, totals)
+            if pixels and not 0 <= value < self.num_classes
         ]
         more = f" and {len(found) - 5} more values" if len(found) > 5 else ""
+        void = "" if self.ignore_index is None else f", and {self.ignore_index} in labels where there is none"
         return (
-            f"expected classes 0 to {self.num_classes - 1}, and {self.ignore_index} in labels where there is none; "
+            f"expected classes 0 to {self.num_classes - 1}{void}; "
             f"got {', '.join(found[:5])}{more}. Map the ids of the data set to classes first, or set ignore_index"
         )
+
+
+def _classes(values: range | list[int], num_classes: int) -> tuple[slice | list[int], slice | list[int]]:
+    """Where in `values` the classes are, and which these are."""
+    if isinstance(values, range):
+        count = min(values.stop, num_classes)
+        return slice(-values.start, count - values.start), slice(0, count)
+    places = [place for place, value in enumerate(values) if 0 <= value < num_classes]
+    return places, [values[place] for place in places]
 
 
 def _meeting_device() -> torch.device:
@@ -167,12 +182,12 @@ def _mean_of_numbers(values: np.ndarray) -> float:
 
 def count_pairs(
     predictions: LabelMaps, labels: LabelMaps, device: torch.device | None = None, left_out: int | None = None
-) -> Iterator[tuple[int, int, Tensor]]:
+) -> Iterator[tuple[range | list[int], range | list[int], Tensor]]:
     """How often every value of `labels` meets every value of `predictions`, piece by piece.
 
-    Yields (first label, first prediction, counts): counts[i, j] pixels, int64, have label first label + i and
-    prediction first prediction + j, both first values 0 or below. Pixels whose label is `left_out` are not counted.
-    Every shape is checked before the first piece.
+    Yields (label values, prediction values, counts): counts[i, j] pixels, int64, have the i-th label value and the
+    j-th prediction value. Both are ranges from 0 or below; lists of those that occur, where these are far apart.
+    Pixels whose label is `left_out` are not counted. Every shape is checked before the first piece.
     """
     for prediction, label in list(_pairs(predictions, labels)):
         for part in zip(prediction.flatten().split(CHUNK), label.flatten().split(CHUNK)):
@@ -184,16 +199,26 @@ def count_pairs(
             extremes = torch.stack([*rows.aminmax(), *columns.aminmax()])  # one wait for the device, not four
             top, bottom, left, right = extremes.tolist()
             top, left = min(top, 0), min(left, 0)  # from 0 where nothing is below: one pass less
-            height, width = bottom - top + 1, right - left + 1
+            row_values, column_values = range(top, bottom + 1), range(left, right + 1)
+            if len(row_values) * len(column_values) > MAX_TABLE:
+                (row_values, rows), (column_values, columns) = _occurring(rows), _occurring(columns)
+                top = left = 0
+            height, width = len(row_values), len(column_values)
             if height * width > MAX_TABLE:
                 raise ValueError(
-                    f"expected class ids, got labels {top} to {bottom} beside predictions {left} to {right}: "
+                    f"expected class ids, got {height} different labels beside {width} different predictions: "
                     f"over {MAX_TABLE} pairs are too many to count. Map the ids of the data set to classes first"
                 )
             cells = (rows.to(torch.int32) * width).add_(columns.to(torch.int32))
             if top or left:
                 cells -= top * width + left
-            yield top, left, torch.bincount(cells, minlength=height * width).view(height, width)
+            yield row_values, column_values, torch.bincount(cells, minlength=height * width).view(height, width)
+
+
+def _occurring(values: Tensor) -> tuple[list[int], Tensor]:
+    """The values that occur, and of each element which of them it is."""
+    found, places = values.unique(return_inverse=True)
+    return found.tolist(), places
 
 
 def _pairs(predictions: LabelMaps, labels: LabelMaps) -> Iterator[tuple[Tensor, Tensor]]:

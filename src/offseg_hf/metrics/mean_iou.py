@@ -35,7 +35,7 @@ _INPUTS = """
 Args:
     predictions, references: label maps (height, width) of integers, of any sizes: a list, or a batch of one size.
     num_labels (int): number of classes.
-    ignore_index (int): label of the pixels that are not evaluated.
+    ignore_index (int, optional): label of the pixels that are not evaluated; None evaluates all.
     nan_to_num (float, optional): takes the place of NaN, the ratios of classes that never occur.
     label_map (dict, optional): new ids of old ids in the references, all replaced at once.
     reduce_labels (bool): subtracts 1 of the references, after `label_map`; 0, the background, and 255 are left out.
@@ -108,6 +108,20 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
         self._reset()
         return results
 
+    def _compute(
+        self,
+        predictions: LabelMaps,
+        references: LabelMaps,
+        num_labels: int,
+        ignore_index: int | None = 255,
+        nan_to_num: float | None = None,
+        label_map: dict[int, int] | None = None,
+        reduce_labels: bool = False,
+    ) -> dict[str, float | np.ndarray]:
+        """The metrics of this batch alone, as SegFormer's guides call it; what was added before stays as it is."""
+        pairs = count_values(predictions, references)
+        return mean_iou(pairs, num_labels, ignore_index, nan_to_num, label_map, reduce_labels)
+
     def _reset(self) -> None:
         self._pairs: Counter[tuple[int, int]] = Counter()  # (reference, prediction) -> pixels
         self._num_images = 0
@@ -129,18 +143,18 @@ def count_values(predictions: LabelMaps | None, references: LabelMaps | None) ->
     if predictions is None or references is None:
         raise ValueError(f"{'predictions' if predictions is None else 'references'} are missing: both are needed")
     counts: Counter[tuple[int, int]] = Counter()
-    for first_reference, first_prediction, table in count_pairs(list(predictions), list(references)):
+    for reference_values, prediction_values, table in count_pairs(list(predictions), list(references)):
         cells = table.nonzero()
         pixels = table[cells[:, 0], cells[:, 1]].tolist()
         for (i, j), number in zip(cells.tolist(), pixels):
-            counts[first_reference + i, first_prediction + j] += number
+            counts[reference_values[i], prediction_values[j]] += number
     return counts
 
 
 def mean_iou(
     pairs: Counter[tuple[int, int]],
     num_labels: int,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
     nan_to_num: float | None = None,
     label_map: dict[int, int] | None = None,
     reduce_labels: bool = False,
@@ -148,16 +162,17 @@ def mean_iou(
     """The results of `evaluate`'s mean_iou from counts of (reference, prediction) pairs."""
     new_ids = {int(old): int(new) for old, new in (label_map or {}).items()}
     matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
+    void = "" if ignore_index is None else f", and {ignore_index} in references where there is none"
     for (reference, prediction), pixels in pairs.items():
         label = new_ids.get(reference, reference)
         if reduce_labels:
             label = reduced(label, num_labels, ignore_index)
-        if label == ignore_index or label is None:
+        if label is None or label == ignore_index:
             continue
         if not (0 <= label < num_labels and 0 <= prediction < num_labels):
             changed = "" if label == reference else f" ({reference} before label_map and reduce_labels)"
             raise ValueError(
-                f"expected classes 0 to {num_labels - 1}, and {ignore_index} in references where there is none; got "
+                f"expected classes 0 to {num_labels - 1}{void}; got "
                 f"prediction {prediction} beside reference {label}{changed} at {pixels} pixels"
             )
         matrix[label, prediction] += pixels
@@ -176,7 +191,7 @@ def mean_iou(
     return results
 
 
-def reduced(label: int, num_labels: int, ignore_index: int) -> int | None:
+def reduced(label: int, num_labels: int, ignore_index: int | None) -> int | None:
     """`label` less 1; None for the background, and for what stands for no class, before and after."""
-    no_class = {value for value in (NO_CLASS, ignore_index) if not 0 <= value < num_labels}
+    no_class = {value for value in (NO_CLASS, ignore_index) if value is None or not 0 <= value < num_labels}
     return None if label == 0 or label in no_class else label - 1

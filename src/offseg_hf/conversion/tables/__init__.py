@@ -10,6 +10,12 @@ OFFICIAL_TABLES = {
     "offset_segnext": segnext.OFFICIAL,
     "offset_mask2former": mask2former.OFFICIAL,
 }
+OFFICIAL_MARKERS = {
+    "offseg": "decode_head.offset_learning.cls_repr",
+    "offset_segformer": "decode_head.offset_learning.cls_repr",
+    "offset_segnext": "decode_head.offset_learning.cls_repr",
+    "offset_mask2former": "decode_head.offset_learning.cls_offset_proj.weight",
+}
 PRETRAINED_FORMS = {
     "offseg": offseg.PRETRAINED,
     "efficientformer_v2": offseg.PRETRAINED,
