@@ -153,10 +153,8 @@ def test_reading_in_another_way_changes_nothing(model, processor, scenes_folder,
 
 
 def test_of_a_stream_what_others_read_is_not_decoded(processor, scenes_folder, scenes, monkeypatch):
-    decoded, decode = [], LabelImage.decode_example
-    monkeypatch.setattr(
-        LabelImage, "decode_example", lambda *cell, **tokens: decoded.append(1) or decode(*cell, **tokens)
-    )
+    decoded, read = [], LabelImage.read
+    monkeypatch.setattr(LabelImage, "read", lambda *cell, **tokens: decoded.append(1) or read(*cell, **tokens))
     reader = SampleReader(load_segmentation_data(scenes_folder, "val", streaming=True), processor, ())
     for place, expected in (((0, 2, 0), [0, 2, 4]), ((1, 2, 0), [1, 3]), ((0, 2, 2), [4]), ((1, 2, 2), [])):
         decoded.clear()
@@ -242,7 +240,9 @@ def test_what_cannot_be_used_is_named(model, processor, tmp_path, workers):
     assert error("fine.png", "broken.png").startswith("broken.png: cannot be read as a label map: ")
     assert error("fine.png", "fine.png").startswith("fine.png: expected a label map of one id per pixel")
     assert error("fine.png", "gone.png").startswith("gone.png: cannot be read as a label map: ")
-    assert error("fine.png", "half.png") == "fine.png: it is 40x40, but its label map 40x20"
+    assert error("fine.png", "half.png") == (
+        f"half.png: the label map is 40x20, but its image {tmp_path / 'fine.png'} is 40x40"
+    )
     with pytest.raises(ValueError, match=r"fine\.png: expected classes 0 to 2, .* got label"):
         evaluate_model(model, processor, dataset("fine.png", "label.png"), metric=MeanIoU(3))
     with pytest.raises(ValueError, match="the data set is empty"):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from PIL import ExifTags, Image
+from PIL import Image
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
@@ -39,8 +39,8 @@ from transformers import (
 )
 
 from offseg_hf import auto_model_class, register
+from offseg_hf.data.reading import to_rgb
 from offseg_hf.hub_errors import reason
-from offseg_hf.models.image_operations import read_image
 from offseg_hf.visualization import class_shares, draw_overlay, label_image, palette_for
 
 
@@ -173,7 +173,7 @@ class Segmenter:
     @torch.inference_mode()
     def __call__(self, photo: Image.Image) -> np.ndarray:
         """The label map (height, width) of a photo, of its size when it is seen upright."""
-        photo = upright_rgb(photo)
+        photo = to_rgb(photo)
         inputs = self.processor(images=photo, return_tensors="pt").to(self.device, self.model.dtype)
         outputs = self.model(**inputs)
         size = (photo.height, photo.width)
@@ -283,20 +283,10 @@ def read_photo(path: Path) -> Image.Image:
     """The photo in `path` as upright RGB, as the image processor sees it; raises ValueError if it is not an image."""
     try:
         with Image.open(path) as image:
-            return upright_rgb(image)
+            image.load()  # to_rgb leaves what is RGB as it is, to be read when the file is closed
+            return to_rgb(image)
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
         raise ValueError(f"cannot be read as an image: {reason(error)}") from error
-
-
-def upright_rgb(photo: Image.Image) -> Image.Image:
-    """Return the photo as the image processors here see it: turned by its EXIF orientation, in 8-bit RGB.
-
-    Whatever asks for the size of a photo asks this one: of a photo that lies on its side it is another.
-    """
-    if photo.mode == "RGB" and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return photo
-    array = read_image(photo)
-    return Image.fromarray(array.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def _segment_file(job: Job, segmenter: Segmenter, opacity: float) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from offseg_hf.data.layouts import Problem
 from offseg_hf.data.texts import reading_error
@@ -77,11 +77,13 @@ class PairReader:
 
 
 def to_rgb(photo: Image.Image) -> Image.Image:
-    """Return an upright photo as the image processors here see it: 8-bit RGB (see `read_image`).
+    """Return a photo as the image processors here see it: turned by its EXIF orientation, 8-bit RGB (`read_image`).
+
+    Whatever asks for the size of a photo asks this one: of a photo that lies on its side it is another.
 
     Raises ValueError for floats: what is black and what is white in them, nobody says.
     """
-    if photo.mode == "RGB":
+    if photo.mode == "RGB" and photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return photo
     array = read_image(photo)
     if array.dtype != np.uint8:

@@ -1,7 +1,7 @@
 """The samples of a data set one by one: read, checked and made the model's inputs, by worker processes if wanted."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
+from offseg_hf.data.reading import PairReader
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.hub_errors import reason
-from offseg_hf.segmentation import upright_rgb
 
 
 if TYPE_CHECKING:
@@ -48,12 +48,8 @@ class SampleReader(torch.utils.data.Dataset):
         indices: Sequence[int],
         scales: Sequence[float] | None = None,
     ):
-        from datasets import Image as ImageFeature
-
-        # Cells undecoded: decoding forgets the names of files, and streams are read past the samples of others.
-        rows = dataset.select_columns(["image", "label"]).cast_column("image", ImageFeature(decode=False))
-        self.label_feature = dataset.features["label"]
-        self.rows = rows.cast_column("label", self.label_feature.undecoded())
+        self.pairs = PairReader(dataset)
+        self.rows = self.pairs.rows
         self.processor = processor
         self.indices = indices
         self.scales = scales
@@ -71,16 +67,9 @@ class SampleReader(torch.utils.data.Dataset):
 
     def read(self, index: int, row: dict[str, Any]) -> Sample:
         """Raises ValueError with the name of the file that cannot be used, and the reason."""
-        from datasets import Image as ImageFeature
-
         name = sample_name_of(index, row)
-        photo = _decode(name, "an image", row["image"], lambda cell: upright_rgb(ImageFeature().decode_example(cell)))
-        label_name = _name(row["label"], f"the label map of {name}")
-        label_map = _decode(label_name, "a label map", row["label"], self.label_feature.decode_example)
+        photo, label_map = self.pairs.read(index, row)
         label = torch.from_numpy(np.array(label_map))
-        if tuple(label.shape) != (photo.height, photo.width):
-            height, width = label.shape
-            raise ValueError(f"{name}: it is {photo.width}x{photo.height}, but its label map {width}x{height}")
         try:
             views = prepare(photo, self.processor, self.scales)
         except Exception as error:  # of an image processor of transformers, whose settings it does not go with
@@ -134,7 +123,7 @@ def load_samples(reader: SampleReader, workers: int) -> Iterator[Sample]:
 
 
 def sample_name_of(index: int, row: dict[str, Any]) -> str:
-    return _name(row["image"], f"sample {index}")
+    return (row["image"] or {}).get("path") or f"sample {index}"
 
 
 def _content(row: dict[str, Any]) -> bytes:
@@ -148,22 +137,6 @@ def _content(row: dict[str, Any]) -> bytes:
         digest.update(f"{column} {len(content)} {cell.get('raw')} ".encode())
         digest.update(content)
     return digest.digest()
-
-
-def _name(cell: dict[str, Any] | None, otherwise: str) -> str:
-    return (cell or {}).get("path") or otherwise
-
-
-def _decode(name: str, kind: str, cell: dict[str, Any] | None, decode: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `decode` makes of a cell; raises ValueError with the name and the reason."""
-    try:
-        if cell is None:
-            raise ValueError("there is none")
-        return decode(cell)
-    except Exception as error:  # Pillow's decoders raise almost anything on broken files
-        if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
-            raise
-        raise ValueError(f"{name}: cannot be read as {kind}: {reason(error)}") from error
 
 
 def _as_it_is(sample: "Sample | ValueError") -> "Sample | ValueError":
