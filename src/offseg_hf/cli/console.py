@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,14 +22,15 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
         @wraps(function)
         def run(*args, **kwargs) -> None:
             try:
-                function(*args, **kwargs)
+                function(*map(_expand_home, args), **{name: _expand_home(value) for name, value in kwargs.items()})
             except KeyboardInterrupt as error:  # or a kind of it that knows more
                 stderr.print(str(error) or "interrupted")
                 raise typer.Exit(getattr(error, "exit_code", 130)) from None
             except Exception as error:
                 if isinstance(error, typer.Exit) or os.environ.get("OFFSEG_DEBUG"):
                     raise
-                stderr.print("error:", _message(error), style="red")
+                message = _message(error).encode(errors="backslashreplace").decode()  # names need not be UTF-8
+                stderr.print("error:", message, style="red")
                 raise typer.Exit(1) from None
 
         return run
@@ -36,7 +39,7 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _message(error: Exception) -> str:
-    from offseg_hf.hub_errors import explain
+    from offseg_hf.hub_errors import explain, one_line
 
     if explanation := explain(error):
         return explanation
@@ -44,8 +47,16 @@ def _message(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return str(error)
-    first_line = str(error).partition("\n")[0]
-    return f"unexpected {type(error).__name__}: {first_line} (OFFSEG_DEBUG=1 shows where)"
+    return f"{type(error).__name__}: {one_line(error)} (OFFSEG_DEBUG=1 shows where)"
+
+
+def _expand_home(value: Any) -> Any:
+    """`~` at the beginning of a path, which shells leave in `--output=~/runs`; no name of anything else begins so."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expand_home, value))
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def progress_bar():
