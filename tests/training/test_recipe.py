@@ -200,6 +200,7 @@ def test_without_overrides_nothing_changes():
         ("data.num_workers=-1", "data: expected num_workers of 0 or more"),
         ("model.preset=offsg-t-ade", r"model: .*did you mean offseg-t-ade\?"),
         ("model.preset=null", "model: expected preset or checkpoint, got neither"),
+        ("model.config.semantic_loss_class_weights=[0, 0]", "model: expected config.semantic_loss_class_weights of"),
         ("model.config=[1]", "model.config: expected keys and values"),
         ("schedule.iterations=1500", r"schedule: .* from 0 to below iterations \(1500\), got 1500"),
         ("schedule.warmup_iterations=-1", "schedule: expected warmup_iterations from 0 to below"),

@@ -81,6 +81,9 @@ class ModelRecipe:
                 f"model.checkpoint={self.checkpoint} has an architecture and weights of its own, beside which {given} "
                 f"would have no effect: remove the latter ({words}), or model.checkpoint"
             )
+        weights = self.config.get("semantic_loss_class_weights")
+        if weights and not any(weights):
+            raise ValueError("expected config.semantic_loss_class_weights of which one is above 0, got 0 alone")
         for name in OF_THE_DATA:
             if name in self.config:
                 raise ValueError(f"config.{name} comes with the data (data.labels, classes.json): remove it here")
