@@ -22,6 +22,7 @@ from PIL import Image
 from offseg_hf.benchmark import markdown_table
 from offseg_hf.training.log import read_log
 from offseg_hf.training.recipe import load_recipe
+from offseg_hf.training.values import dump_yaml
 from offseg_hf.visualization import draw_plots
 
 
@@ -43,6 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         recipe = load_recipe(arguments.config, arguments.settings)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
         runs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]  # whole pairs come first
         with ThreadPoolExecutor(arguments.jobs) as pool:
             try:
@@ -68,11 +71,13 @@ def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) ->
     report = folder / "evaluation.json"
     if report.exists():
         return
-    switches = (f"model.config.use_{branch}_offset={str(on).lower()}" for branch, on in zip(BRANCHES, ARMS[arm]))
-    settings = (*arguments.settings, f"training.seed={seed}", *switches)
-    train = ("train", "--config", arguments.config, "--output", folder, "--resume", "auto", *settings)
+    switches = {f"use_{branch}_offset": on for branch, on in zip(BRANCHES, ARMS[arm])}
+    # What an arm has no use for, such as optimizer.offset_multiplier, is left out of what it inherits.
+    recipe = {"inherit": "../recipe.yaml", "model": {"config": switches}, "training": {"seed": seed}}
+    train = ("train", "--config", folder / "arm.yaml", "--output", folder, "--resume", "auto")
     evaluate = ("evaluate", "--model", folder / "last", "--dataset", source, "--split", arguments.split)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "arm.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))} | os.environ
     program = (sys.executable, "-c", "from offseg_hf.cli import main; main()")
     for name, command in (("train", train), ("evaluate", (*evaluate, "--json", report))):

@@ -28,6 +28,7 @@ XET_STATUS = re.compile(r"HTTP status \w+ error \((\d+)")
 FULL_DISK = re.compile("no space left on device|storagefull", re.IGNORECASE)
 AGAIN = "run the same command again, it goes on where it was"
 LISTED = 8
+LISTED_LINES = 12
 
 REPOSITORY_URL = re.compile(
     r"/(?:(?:api/)?(?P<kind>model|dataset|space)s/)?(?P<name>(?!api/)[^/]+/[^/]+?)"
@@ -67,8 +68,15 @@ def explain(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What `explain` says, else all that the error itself says, in one line; its name if it says nothing."""
-    return explain(error) or " ".join(str(error).split()) or type(error).__name__
+    """What `explain` says, else what the error says itself, or its name if it says nothing."""
+    return explain(error) or one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error says, in one line; of a list without end its beginning."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:LISTED_LINES]) or type(error).__name__
+    return text if len(lines) <= LISTED_LINES else f"{text} ... and {len(lines) - LISTED_LINES} lines more"
 
 
 def is_temporary(error: BaseException) -> bool:

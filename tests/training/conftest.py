@@ -1,4 +1,5 @@
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 from tests.training.processes import Trainings, trainings
 from tests.training.tiny import write_tiny
@@ -11,3 +12,16 @@ def processes(tmp_path_factory) -> Trainings:
     write_tiny(folder)
     with trainings(folder) as processes:
         yield processes
+
+
+@pytest.fixture
+def in_process():
+    """For trainings in this process, which accelerate lets have one mixed precision otherwise."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
+    yield reset
+    reset()

@@ -27,10 +27,10 @@ from offseg_hf.training.build import (
     build_model,
     load_split,
     model_inputs,
-    require_same_normalization,
     synchronize_batch_norms,
 )
 from offseg_hf.training.log import check_tracker
+from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.state import WeightAverage, seed_generators
 from tests.training.tiny import RECIPE, TINY_MASK2FORMER
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_an_error(recipe, tmp_path):
         check_tracker("trackio")
     check_tracker("none")
     _, processor = build_model(recipe, load_split(recipe, "train").features["label"].label_set())
-    require_same_normalization(recipe.augmentation, processor)
+    assert require_same_pixels(recipe.augmentation, processor) == (0, 1, 2)
     processor.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match=r"augmentation.mean: expected what .* \[127.5"):
-        require_same_normalization(recipe.augmentation, processor)
+        require_same_pixels(recipe.augmentation, processor)

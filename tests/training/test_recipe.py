@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from offseg_hf.presets import PRESETS
-from offseg_hf.training.recipe import load_recipe, recipe_names
+from offseg_hf.training.recipe import ModelRecipe, load_recipe, recipe_names
 
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -100,13 +100,13 @@ def test_official_figures(name):
     training = recipe.training
     assert (training.batch_size, training.device_batch_size) == (batch_size, None)
     assert training.evaluation_interval == training.checkpoint_interval == INTERVALS.get(name, 16_000)
-    assert (training.mixed_precision, training.ema_decay, training.report_to) == ("no", None, "none")
+    assert (training.mixed_precision, training.ema_decay, training.report_to) == (None, None, "none")
     assert not recipe.model.config.get("learn_batch_norm_statistics", False)
 
 
 @every_recipe
 def test_what_is_saved_is_the_recipe(name, write):
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, ["training.mixed_precision=no"])
     assert load_recipe(write("saved.yaml", recipe.dump())) == recipe
     assert yaml.safe_load(recipe.dump())["training"]["mixed_precision"] == "no"
     assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
@@ -185,17 +185,22 @@ def test_without_overrides_nothing_changes():
         ("optimizer.betas=[0.9, 1]", "optimizer: expected betas in"),
         ("optimizer.betas=[0.9, x]", r"optimizer.betas\[1\]: expected a number, got 'x'"),
         ("optimizer.head_multiplier=-1", "optimizer: expected multipliers of 0 or more"),
+        ("optimizer={head_multiplier: 0, encoder_multiplier: 0}", "optimizer: expected an encoder_multiplier or a"),
         ("optimizer.max_gradient_norm=0", "optimizer: expected a max_gradient_norm above 0, or null"),
         ("augmentation.photometric=no", "augmentation.photometric: expected true or false, got 'no'"),
         ("augmentation.scale=512", "augmentation.scale: expected a list, each a whole number, got 512"),
         ("augmentation.scale=[512]", "augmentation: expected 2 numbers as scale"),
-        ("augmentation.shortest_edges=[512]", "augmentation: expected scale or shortest_edges, got both"),
+        (
+            "augmentation={shortest_edges: [512], scale: [512, 512]}",
+            "augmentation: expected scale or shortest_edges, got both",
+        ),
         ("augmentation.ratio_range=[2, 0.5]", "augmentation: expected a ratio_range"),
         ("augmentation.crop_size=[0, 512]", "augmentation: expected whole pixels, above 0"),
         ("data=ade", "data: expected keys and values, got 'ade'"),
         ("data.num_workers=-1", "data: expected num_workers of 0 or more"),
         ("model.preset=offsg-t-ade", r"model: .*did you mean offseg-t-ade\?"),
         ("model.preset=null", "model: expected preset or checkpoint, got neither"),
+        ("model.config.semantic_loss_class_weights=[0, 0]", "model: expected config.semantic_loss_class_weights of"),
         ("model.config=[1]", "model.config: expected keys and values"),
         ("schedule.iterations=1500", r"schedule: .* from 0 to below iterations \(1500\), got 1500"),
         ("schedule.warmup_iterations=-1", "schedule: expected warmup_iterations from 0 to below"),
@@ -315,6 +320,92 @@ def test_a_checkpoint_takes_the_place_of_the_preset():
     for build in (recipe.model_config, recipe.image_processor):
         with pytest.raises(ValueError, match="expected model.preset, got none: model.checkpoint has"):
             build()
+
+
+def test_a_checkpoint_leaves_out_what_is_inherited_for_another_model(write):
+    """On any official recipe; and on one of one's own, what that inherits."""
+    recipe = load_recipe("offseg-t-ade", ["model.checkpoint=runs/first/best"])
+    assert recipe.model == ModelRecipe(checkpoint="runs/first/best")
+    expected = ("model.preset", "model.pretrained", "model.config.learn_batch_norm_statistics")
+    assert set(recipe.left_out) == set(expected)
+    write("base.yaml", VALID.replace("{preset", "{pretrained: x, config: {depths: [1]}, preset"))
+    own = write("own.yaml", "inherit: base.yaml\nmodel: {checkpoint: y, config: {drop_path_rate: 0.1}}")
+    assert load_recipe(own).model == ModelRecipe(checkpoint="y", config={"drop_path_rate": 0.1})
+    back = write("back.yaml", "inherit: own.yaml\nmodel: {preset: offseg-t-ade}")
+    assert load_recipe(back).model == ModelRecipe(preset="offseg-t-ade", config={"drop_path_rate": 0.1})
+    assert load_recipe(write("saved.yaml", recipe.dump())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.preset=offseg-b-ade"], "model.preset=null"),
+        (["model.pretrained=nvidia/mit-b0"], "model.pretrained=null"),
+        (["model={preset: offseg-b-ade, pretrained: x}"], "model.preset=null model.pretrained=null"),
+    ],
+)
+def test_what_a_user_wrote_beside_a_checkpoint_is_refused_with_the_words_to_remove(settings, words):
+    settings = ["model.checkpoint=runs/first/best", *settings]
+    with pytest.raises(ValueError, match=rf"would have no effect: remove the latter \({words}\)"):
+        load_recipe("offseg-t-ade", settings)
+    assert load_recipe("offseg-t-ade", [*settings, *words.split()]).model == ModelRecipe(checkpoint="runs/first/best")
+
+
+def test_in_ones_own_file_too(write):
+    own = write("own.yaml", VALID)
+    with pytest.raises(ValueError, match=r"^own.yaml: model: model.checkpoint=x has .* \(model.preset=null\)"):
+        load_recipe(own.name, ["model.checkpoint=x"])
+    assert load_recipe(own, ["model.checkpoint=x", "model.preset=null"]).model == ModelRecipe(checkpoint="x")
+
+
+NO_OFFSETS = "use_class_offset: false, use_feature_offset: false"
+
+
+@pytest.mark.parametrize(
+    ("beside", "setting", "key"),
+    [
+        ("schedule.warmup_iterations=0", "schedule.warmup_start_factor=0.1", "schedule.warmup_start_factor=0.1"),
+        ("schedule.warmup_iterations=1", "schedule.warmup_start_factor=0.1", "schedule.warmup_start_factor=0.1"),
+        ("augmentation.scale=null", "augmentation.ratio_range=[1, 2]", r"augmentation.ratio_range=\[1.0, 2.0\]"),
+        ("augmentation.shortest_edges=[64]", "augmentation.ratio_range=[1, 2]", "augmentation.ratio_range="),
+        ("augmentation.scale=[64, 32]", "augmentation.longest_edge=99", "augmentation.longest_edge=99"),
+        ("training.seed=1", "training.hub_private=true", "training.hub_private=true"),
+        (f"model.config={{{NO_OFFSETS}}}", "optimizer.offset_multiplier=0.1", "optimizer.offset_multiplier=0.1"),
+        (f"model.config={{{NO_OFFSETS}}}", "model.config.start_without_offsets=true", "model.config.start_without"),
+        (
+            "model.config.use_class_offset=false",
+            "model.config.class_offset_drop_path_rate=0.5",
+            "model.config.class_offset_drop_path_rate=0.5",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_refused_if_written_and_left_out_if_inherited(write, beside, setting, key):
+    with pytest.raises(ValueError, match=f"{key}.* has no effect, as .*: remove it"):
+        load_recipe("offseg-t-ade", [setting, beside])
+    name, _, value = setting.partition("=")
+    section, _, rest = name.partition(".")
+    text = f"inherit: {CONFIGS / 'offseg-t-ade.yaml'}\n{section}: "
+    inner, _, last = rest.partition(".")
+    write("base.yaml", text + (f"{{{inner}: {{{last}: {value}}}}}" if last else f"{{{inner}: {value}}}"))
+    recipe = load_recipe(write("own.yaml", "inherit: base.yaml"), [beside])
+    assert recipe == load_recipe("offseg-t-ade", ["name=own", beside])
+    assert name in recipe.left_out
+    assert load_recipe(write("saved.yaml", recipe.dump())) == recipe
+
+
+def test_classes_come_with_the_data():
+    with pytest.raises(ValueError, match="config.num_labels comes with the data"):
+        load_recipe("offseg-t-ade", ["model.config.num_labels=3"])
+
+
+def test_home_is_expanded_in_every_path(write, monkeypatch):
+    home = write("home/own.yaml", VALID.replace("source: ade", "source: ~/data, labels: ~/classes.json")).parent
+    monkeypatch.setenv("HOME", str(home))
+    write("home/mine.yaml", "inherit: ~/own.yaml")
+    recipe = load_recipe("~/mine.yaml", ["model.pretrained=~/weights.pth"])
+    assert (recipe.data.source, recipe.data.labels) == (f"{home}/data", f"{home}/classes.json")
+    assert recipe.model.pretrained == f"{home}/weights.pth"
+    assert load_recipe("offseg-t-ade", ["model.checkpoint=~/best"]).model.checkpoint == f"{home}/best"
 
 
 def test_dump_reads_back_whatever_text_says(write):

@@ -1,8 +1,17 @@
 """A training of seconds: an OffSeg of some thousand parameters on generated scenes of 96x64 pixels."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
 from offseg_hf.data.scene_folder import write_scenes
+from offseg_hf.training.recipe import Recipe, load_recipe
 
 
 # With all that draws random numbers or carries a state: drop path, statistics of batch norms, averaged weights.
@@ -75,3 +84,47 @@ def write_tiny(folder: Path) -> Path:
     recipe = folder / "tiny.yaml"
     recipe.write_text(RECIPE)
     return recipe
+
+
+NAMES = ("sky", "road", "car")
+
+
+def write_own(folder: Path, train: int = 4, val: int = 2, **facts) -> Path:
+    """A plain folder with a classes.json: photos of 64x64 whose classes, in blocks, differ in brightness."""
+    folder.mkdir(parents=True)
+    (folder / "classes.json").write_text(json.dumps({"classes": NAMES} | facts))
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for index in range(count):
+            ids = rng.integers(0, len(NAMES), (8, 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+            photo = 40 + 60 * ids[..., None] + rng.integers(0, 20, (64, 64, 3), dtype=np.uint8)
+            for kind, array in (("images", photo), ("masks", ids)):
+                path = folder / kind / split / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    return folder
+
+
+def write_segformer(folder: Path, names: Sequence[str] = NAMES, **config) -> Path:
+    """A model of transformers, as small, with random weights and its image processor."""
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    torch.manual_seed(0)
+    SegformerForSemanticSegmentation(
+        SegformerConfig(**sizes, decoder_hidden_size=16, **labels, **config)
+    ).save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def own_recipe(data: Path, checkpoint: Path, *settings: str) -> Recipe:
+    """Two iterations from a checkpoint, on data of `write_own`."""
+    values = yaml.safe_load(RECIPE)
+    values["name"] = "own"
+    values["model"] = {"checkpoint": str(checkpoint)}
+    values["data"] = {"source": str(data), "num_workers": 0}
+    values["schedule"] = {"iterations": 2}
+    values["training"] |= {"evaluation_interval": 2, "checkpoint_interval": 2, "ema_decay": None}
+    path = data.with_name("own.yaml")
+    path.write_text(yaml.safe_dump(values))
+    return load_recipe(path, settings)

@@ -44,7 +44,8 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
             except Exception as error:
                 if isinstance(error, typer.Exit) or os.environ.get("OFFSEG_DEBUG"):
                     raise
-                stderr.print("error:", _message(error), style="red")
+                message = _message(error).encode(errors="backslashreplace").decode()  # names need not be UTF-8
+                stderr.print("error:", message, style="red")
                 raise typer.Exit(1) from None
 
         return run
@@ -61,7 +62,7 @@ def _at_home(value: Any) -> Any:
 
 
 def _message(error: Exception) -> str:
-    from offseg_hf.hub_errors import explain, reason
+    from offseg_hf.hub_errors import explain, one_line
 
     if explanation := explain(error):
         return explanation
@@ -69,7 +70,7 @@ def _message(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
-    return f"unexpected {type(error).__name__}: {reason(error)} (OFFSEG_DEBUG=1 shows where)"
+    return f"{type(error).__name__}: {one_line(error)} (OFFSEG_DEBUG=1 shows where)"
 
 
 def progress_bar():

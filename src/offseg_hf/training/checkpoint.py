@@ -8,6 +8,7 @@ A checkpoint is a model's folder, as `from_pretrained` and `pipeline` read it, a
 that the training goes on from.
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -17,16 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from offseg_hf.data.labels import LabelSet
+from offseg_hf.hub_errors import one_line
 from offseg_hf.run_folder import STATE_FILE
+from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.values import flat
 
 
 CHECKPOINTS = ("last", "best")
-# Of a recipe, what makes no difference to the weights, but for rounding.
+# Of a recipe, what makes no difference to the weights; `training.device_batch_size` may, which is told, as a machine
+# with less memory must be able to go on.
 FREE_TO_CHANGE = {
     "name",
     "data.source",
+    "data.validation_split",
     "data.num_workers",
     "training.device_batch_size",
     "training.evaluation_interval",
@@ -36,6 +44,9 @@ FREE_TO_CHANGE = {
     "training.hub_repository",
     "training.hub_private",
 }
+FREE_SECTION = "model.image_processor."
+# What scores are measured by: with another of these they are not comparable.
+OF_SCORES = ("data.validation_split", FREE_SECTION)
 
 
 def save_checkpoint(
@@ -46,9 +57,16 @@ def save_checkpoint(
     Raises OSError if it cannot be written, and then leaves the one before as it was.
     """
     with replacing(folder) as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        torch.save(state, partial / STATE_FILE)
+        try:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            torch.save(state, partial / STATE_FILE)
+        except (SafetensorError, RuntimeError) as error:  # as these writers call errors of the disk
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            raise OSError(
+                f"{folder}: the checkpoint cannot be written ({one_line(error)}); the disk has {free:,.0f} MiB left, "
+                "and the checkpoint before is as it was"
+            ) from error
 
 
 @contextmanager
@@ -75,9 +93,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: expected the state of a training, got a file that cannot be read: {reason}"
+            f"{path}: expected the state of a training, got a file that cannot be read: {one_line(error)}"
         ) from error
 
 
@@ -97,7 +114,7 @@ def find_resumable(output: Path, resume: str | Path | None) -> Path | None:
         )
     if resume is None or resume == "auto":
         return own[0] if own else None
-    resume = Path(resume)
+    resume = Path(resume).expanduser()
     found = [resume] if (resume / STATE_FILE).is_file() else find_checkpoints(resume)
     if not found:
         raise FileNotFoundError(f"{resume}: expected a checkpoint to resume from, got no {STATE_FILE} there")
@@ -114,28 +131,63 @@ def find_checkpoints(output: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: -load_state(folder)["progress"]["iteration"])
 
 
-def require_same_recipe(recipe: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:
+def require_same_recipe(recipe: Recipe, saved: dict[str, Any], checkpoint: Path) -> None:
     """Raise ValueError if a training by `recipe` would not go on with that of `saved`, but be another one."""
-    recipe, saved = _flat(recipe), _flat(saved)
-    changes = [
-        f"{key}={saved.get(key)!r} (now {recipe.get(key)!r})"
-        for key in {**saved, **recipe}
-        if key not in FREE_TO_CHANGE and recipe.get(key) != saved.get(key)
-    ]
-    if changes:
+    changes = _changes(recipe, saved)
+    others = [key for key in changes if key not in FREE_TO_CHANGE and not key.startswith(FREE_SECTION)]
+    if others:
+        told = ", ".join(f"{key}={changes[key][0]!r} (now {changes[key][1]!r})" for key in others)
         raise ValueError(
-            f"{checkpoint}: expected the recipe that it was trained by, with {', '.join(changes)}; give these values, "
-            f"or begin a training in another folder from its weights (model.checkpoint={checkpoint} model.preset=null)"
+            f"{checkpoint}: expected the recipe that it was trained by, with {told}; give these values, or "
+            f"{_begin_another(checkpoint, recipe)}"
         )
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """{"training": {"seed": 0}} -> {"training.seed": 0}."""
-    flat = {}
-    for key, value in values.items():
-        inner = _flat(value) if isinstance(value, dict) else None
-        flat |= {key: value} if inner is None else {f"{key}.{name}": item for name, item in inner.items()}
-    return flat
+def are_scores_comparable(recipe: Recipe, saved: dict[str, Any]) -> bool:
+    """Whether what is evaluated, and how, is as it was."""
+    return not any(key.startswith(OF_SCORES) for key in _changes(recipe, saved))
+
+
+def label_facts(labels: LabelSet) -> dict[str, Any]:
+    """What of the classes a training depends on, to save with it."""
+    return {
+        "names": list(labels.names),
+        "values": list(labels.raw_ids),
+        "void values": sorted(labels.void_ids),
+        "ignore index": labels.ignore_index,
+    }
+
+
+def require_same_labels(recipe: Recipe, labels: LabelSet, state: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ValueError, with both lists, if the data has other classes than a training that is to go on."""
+    now, saved = label_facts(labels), state.get("labels") or _labels_of_config(checkpoint)
+    for key, value in saved.items():
+        if now[key] != value:
+            raise ValueError(
+                f"{checkpoint}: expected the classes that it was trained on, whose {key} are {value}; the data has "
+                f"{now[key]}. Give it these classes again (classes.json, data.labels), or "
+                f"{_begin_another(checkpoint, recipe)}"
+            )
+
+
+def _labels_of_config(checkpoint: Path) -> dict[str, Any]:
+    """Of a checkpoint without a record of its classes."""
+    names = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("id2label", {})
+    return {"names": [names[key] for key in sorted(names, key=int)]} if names else {}
+
+
+def _begin_another(checkpoint: Path, recipe: Recipe) -> str:
+    """What to do instead, in settings that the recipe takes beside those that it has."""
+    beside = [name for name in ("preset", "pretrained") if f"model.{name}" in recipe.written]
+    words = [f"model.checkpoint={checkpoint}", *(f"model.{name}=null" for name in beside)]
+    return f"begin a training in another folder from its weights ({' '.join(words)})"
+
+
+def _changes(recipe: Recipe, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value that was saved, value now), of those that differ."""
+    now, before = flat(recipe.to_dict()), flat(saved)
+    keys = [key for key in {**before, **now} if now.get(key) != before.get(key)]
+    return {key: (before.get(key), now.get(key)) for key in keys}
 
 
 @contextmanager

@@ -1,16 +1,84 @@
-"""What a training ran in, for who reads its results later."""
+"""What a training runs in: what its launcher was told, and a record for who reads its results later."""
 
 import json
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import accelerate
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 
 from offseg_hf.evaluation.outputs import write_json
 from offseg_hf.evaluation.report import environment
 from offseg_hf.run_folder import ENVIRONMENT_FILE
+
+
+PRECISIONS = ("no", "fp16", "bf16")
+TRUE = ("1", "true", "t", "yes", "y", "on")
+# What `accelerate launch` sets for ways of training that this one does not know.
+UNKNOWN_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Raise ValueError if `accelerate launch`, or an environment variable, asks for what would not be done."""
+    for name, way in UNKNOWN_WAYS.items():
+        if environment.get(name, "").lower() in TRUE:
+            raise ValueError(f"{name}={environment[name]}: {way} is not supported here; launch without it")
+    if environment.get("ACCELERATE_USE_SAGEMAKER", "").lower() in TRUE:
+        kind = environment.get("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE", "no")
+        if kind.lower() != "no":
+            raise ValueError(f"ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE={kind}: not supported here; launch without it")
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() not in ("no", ""):
+        raise ValueError(
+            f"ACCELERATE_DYNAMO_BACKEND={backend}: the model is not compiled for training here; launch without it "
+            "(--dynamo_backend no)"
+        )
+
+
+def launcher_notes(environment: Mapping[str, str]) -> list[str]:
+    """Say what is set and not done here, because the recipe does it."""
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps in ("", "1"):
+        return []
+    return [f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} is left out: training.device_batch_size accumulates"]
+
+
+def mixed_precision(wanted: str | None, environment: Mapping[str, str]) -> str:
+    """Choose the recipe's precision; if it says none, that of the launcher, which says "no" unless it is told.
+
+    Raises ValueError where the two differ.
+    """
+    launched = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
+    if launched not in PRECISIONS:
+        raise ValueError(f"ACCELERATE_MIXED_PRECISION: expected one of {', '.join(PRECISIONS)}, got {launched}")
+    if wanted is not None and launched not in ("no", wanted):
+        raise ValueError(
+            f"training.mixed_precision={wanted} differs from what accelerate was launched with, {launched} "
+            "(ACCELERATE_MIXED_PRECISION): leave out one of the two"
+        )
+    return wanted or launched
+
+
+def make_accelerator(precision: str, tracker: str | None, output: Path) -> Accelerator:
+    """Make the accelerator of a training; gradients are accumulated by the training alone.
+
+    Raises ValueError for fp16 on a CPU, which would be float32.
+    """
+    once = GradientAccumulationPlugin(num_steps=1)  # or ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide gradients
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=tracker, project_dir=output, gradient_accumulation_plugin=once
+    )
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("training.mixed_precision=fp16 needs a GPU, got a CPU: take bf16 or no")
+    return accelerator
 
 
 def write_environment(folder: Path, accelerator: Accelerator) -> None:

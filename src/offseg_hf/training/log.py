@@ -1,6 +1,7 @@
 """What a training says while it runs: a file of JSON lines, a progress bar or plain lines, and trackers."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,22 @@ class JsonLines:
         """keep: which of the lines that are there already stay."""
         kept = [line for line in read_log(path) if keep(line)] if path.exists() else []
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        lines = (json.dumps({key: _finite(value) for key, value in line.items()}) + "\n" for line in kept)
+        partial.write_text("".join(lines), encoding="utf-8")
         os.replace(partial, path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        """A number that JSON does not have, nan or infinite, becomes null."""
+        self._file.write(json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

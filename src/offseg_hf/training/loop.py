@@ -7,6 +7,7 @@ killed anywhere goes on from its last checkpoint as if it had not been.
 
 import inspect
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -15,7 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,27 +23,52 @@ from offseg_hf.conversion import load_pretrained
 from offseg_hf.data.datasets import label_set_of, sample_name
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.evaluation import evaluate_model
+from offseg_hf.hub_errors import one_line
 from offseg_hf.run_folder import LOG_FILE, RECIPE_FILE
 from offseg_hf.training.build import (
+    SampleError,
     build_model,
+    depends_on_device_batch,
     device_batch_size,
     load_split,
     model_inputs,
-    require_same_normalization,
+    require_something_to_learn,
+    settings_without_effect,
     synchronize_batch_norms,
     training_loader,
 )
-from offseg_hf.training.checkpoint import exclusive, find_resumable, load_state, require_same_recipe, save_checkpoint
-from offseg_hf.training.environment import write_environment
+from offseg_hf.training.checkpoint import (
+    are_scores_comparable,
+    exclusive,
+    find_resumable,
+    label_facts,
+    load_state,
+    require_same_labels,
+    require_same_recipe,
+    save_checkpoint,
+)
+from offseg_hf.training.environment import (
+    check_launcher,
+    launcher_notes,
+    make_accelerator,
+    mixed_precision,
+    write_environment,
+)
 from offseg_hf.training.interruption import Interruption, TrainingInterrupted
 from offseg_hf.training.log import Display, JsonLines, check_tracker, start_trackers
 from offseg_hf.training.optimization import build_optimizer, learning_rate_factor, set_learning_rates
+from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.publication import Publication
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.settings_errors import named_settings
 from offseg_hf.training.state import Progress, WeightAverage, seed_generators
 
 
 INITIALIZATION, ITERATION = range(2)  # what random numbers are drawn for
+
+
+def _say_nothing(message: str) -> None:
+    """Of a training that goes on: it was told when it began."""
 
 
 class NonFiniteError(FloatingPointError, ValueError):
@@ -63,7 +88,7 @@ def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) 
     """
     with Interruption() as interruption, ExitStack() as stack:
         with interruption.breakable("before the first iteration"):
-            run = TrainingRun(recipe, Path(output), resume, interruption, stack)
+            run = TrainingRun(recipe, Path(output).expanduser(), resume, interruption, stack)
         return run.run()
 
 
@@ -78,13 +103,13 @@ class TrainingRun:
         interruption: Interruption,
         stack: ExitStack,
     ):
-        settings = recipe.training
-        self.recipe, self.output, self.interruption = recipe, output, interruption
+        check_launcher(os.environ)
+        precision = mixed_precision(recipe.training.mixed_precision, os.environ)
+        settings = replace(recipe.training, mixed_precision=precision)
+        self.recipe, self.output, self.interruption = replace(recipe, training=settings), output, interruption
         check_tracker(settings.report_to)
         tracker = None if settings.report_to == "none" else settings.report_to
-        self.accelerator = accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=output
-        )
+        self.accelerator = accelerator = make_accelerator(precision, tracker, output)
         torch.backends.cudnn.benchmark = True  # all crops are of one size
         self.batch_size = device_batch_size(recipe, accelerator.num_processes)
         self.accumulation = settings.batch_size // accelerator.num_processes // self.batch_size
@@ -97,13 +122,19 @@ class TrainingRun:
         self.checkpoint = self._choose_checkpoint(resume)
         state = None if self.checkpoint is None else load_state(self.checkpoint)
         if state is not None:
-            require_same_recipe(recipe.to_dict(), state["recipe"], self.checkpoint)
+            require_same_recipe(self.recipe, state["recipe"], self.checkpoint)
         self.progress = Progress() if state is None else Progress(**state["progress"])
         self.saved = replace(self.progress)  # as it was in the checkpoint
+        self.notes = launcher_notes(os.environ)
+        if recipe.left_out:
+            self.notes.append(f"left out, as it does not apply: {', '.join(recipe.left_out)}")
 
-        self._load_data()
+        self._load_data(state)
         self._build_model(state)
         self._load_batches(stack)
+        if state is not None:
+            self._tell_what_changed(state)
+        self._rehearse_evaluation()
         self._open_log(stack)
 
     # -- set up ------------------------------------------------------------------------------------------------------
@@ -112,17 +143,24 @@ class TrainingRun:
         with self.accelerator.main_process_first():  # it puts in order what a kill has left
             return find_resumable(self.output, resume)
 
-    def _load_data(self) -> None:
-        self.train_data = load_split(self.recipe, self.recipe.data.train_split)
-        self.validation_data = load_split(self.recipe, self.recipe.data.validation_split)
+    def _load_data(self, state: dict | None) -> None:
+        data = self.recipe.data
+        self.train_data = load_split(self.recipe, data.train_split)
+        self.validation_data = load_split(self.recipe, data.validation_split)
         self.labels = label_set_of(self.train_data)
         if label_set_of(self.validation_data).names != self.labels.names:
             raise ValueError("expected one list of classes in training and validation data, got two different ones")
+        if state is not None:
+            require_same_labels(self.recipe, self.labels, state, self.checkpoint)
+        require_something_to_learn(self.train_data, f"data.train_split={data.train_split}")
+        require_something_to_learn(self.validation_data, f"data.validation_split={data.validation_split}")
 
     def _build_model(self, state: dict | None) -> None:
         recipe, accelerator = self.recipe, self.accelerator
         seed_generators(recipe.training.seed, INITIALIZATION)
-        model, self.processor = build_model(recipe, self.labels)
+        model, self.processor = build_model(recipe, self.labels, self.notes.append if state is None else _say_nothing)
+        if inherited := settings_without_effect(recipe, model, self.processor):
+            self.notes.append(f"left out, as it does not apply to this model: {', '.join(inherited)}")
         if state is None and recipe.model.pretrained is not None:
             load_pretrained(model, recipe.model.pretrained)
         if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
@@ -139,7 +177,8 @@ class TrainingRun:
     def _load_batches(self, stack: ExitStack) -> None:
         recipe, accelerator = self.recipe, self.accelerator
         seed = recipe.training.seed
-        require_same_normalization(recipe.augmentation, self.processor)
+        with named_settings("model.image_processor", recipe.model.image_processor):
+            self.channels = require_same_pixels(recipe.augmentation, self.processor)
         self.sampler = TrainingSampler(
             len(self.train_data),
             seed,
@@ -157,6 +196,34 @@ class TrainingRun:
         self.batches = iter(loader)
         if recipe.data.num_workers:
             stack.callback(self.batches._shutdown_workers)
+
+    def _tell_what_changed(self, state: dict) -> None:
+        """What is free to change, and makes a difference nevertheless."""
+        samples, before, device_batch = len(self.train_data), state.get("samples"), state.get("device_batch")
+        if before not in (None, samples):
+            self.notes.append(f"{samples} samples to train on, where there were {before}: they come in another order")
+        if device_batch not in (None, self.batch_size) and depends_on_device_batch(self.model):
+            self.notes.append(
+                f"a device takes {self.batch_size} samples at once, where it took {device_batch}: batch norms, losses "
+                "or what is dropped at random will differ from those of a training that goes on as it was"
+            )
+        if not are_scores_comparable(self.recipe, state["recipe"]) and self.progress.best_score is not None:
+            self.notes.append(
+                f"evaluated otherwise than before: the best so far, {self.progress.best_score:.4f} at "
+                f"{self.progress.best_iteration}, does not count any more"
+            )
+            self.progress.forget_best()
+
+    def _rehearse_evaluation(self) -> None:
+        """One picture through image processor, model and metric: what cannot be evaluated is told before it trains."""
+        settings = self.recipe.model.image_processor
+        with named_settings("model.image_processor", settings):
+            evaluate_model(
+                self._best_weights(),
+                self.processor,
+                self.validation_data.select(range(1)),
+                accelerator=self.accelerator,
+            )
 
     def _open_log(self, stack: ExitStack) -> None:
         progress, is_main = self.progress, self.accelerator.is_main_process
@@ -176,13 +243,20 @@ class TrainingRun:
         self.publication = Publication(self.recipe, self.output / "best", self.display.say) if publishes else None
         if self.checkpoint is not None:
             self.display.say(f"going on from {self.checkpoint}, iteration {progress.iteration}")
+        for note in self.notes:
+            self.display.say(note)
         self.started, self.seconds = (time.perf_counter(), progress.iteration), 0.0
 
     def _load_state(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.checkpoint}: expected the weights of the model of this recipe, got others: {one_line(error)}"
+            ) from error
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -239,18 +313,44 @@ class TrainingRun:
 
     def _backward(self, is_last: bool) -> Tensor:
         """The gradients of one batch on this device; processes exchange them after the last. Returns the loss."""
-        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in self._next_batch()}
+        batch, counts = self._next_batch()
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         inputs = model_inputs(batch, self.takes_masks, self.labels.ignore_index)
         with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped_model):
-            loss = self.wrapped_model(**inputs).loss
+            loss = self._forward(inputs) * counts
             self.accelerator.backward(loss / self.accumulation)
         return loss.detach().float().reshape(())
 
-    def _next_batch(self) -> Iterable[tuple[str, Tensor]]:
+    def _forward(self, inputs: dict[str, Tensor | list[Tensor]]) -> Tensor:
         try:
-            return next(self.batches).items()
-        except ValueError as error:  # of a worker's the message is a traceback, which ends with what was wrong
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+            return self.wrapped_model(**inputs).loss
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):  # of torch's batch norms
+                raise
+            size = "x".join(map(str, self.recipe.augmentation.crop_size))
+            raise ValueError(
+                f"a batch norm gets one value per channel, which has no statistics, from {self.batch_size} x {size} "
+                "pixels at once: make augmentation.crop_size, training.batch_size or training.device_batch_size larger"
+            ) from error
+
+    def _next_batch(self) -> tuple[dict[str, Tensor], float]:
+        """A batch, on the CPU, and what its loss counts: 0 if no pixel in it has a class, and else 1.
+
+        Of such a batch the losses of transformers' models are 0 / 0, whose gradients are no numbers either. It gets a
+        labelled pixel, so that all parameters have a gradient as ever, of which nothing counts.
+        """
+        try:
+            batch = next(self.batches)
+        except SampleError as error:  # of a worker's the message is a traceback, which ends with what was wrong
+            last_line = str(error).splitlines()[-1]
+            raise ValueError(last_line.partition("SampleError: ")[2] or last_line) from error
+        labels = batch["labels"]
+        if list(self.channels) != sorted(self.channels):
+            batch["pixel_values"] = batch["pixel_values"][:, self.channels]
+        if (labels != self.labels.ignore_index).any():
+            return batch, 1.0
+        labels[:, 0, 0] = 0
+        return batch, 0.0
 
     def _clip_gradients(self) -> Tensor:
         """Clip the gradients, if the recipe says so; returns their norm before that."""
@@ -305,6 +405,9 @@ class TrainingRun:
             state = {
                 "progress": asdict(self.progress),
                 "recipe": self.recipe.to_dict(),
+                "labels": label_facts(self.labels),
+                "samples": len(self.train_data),
+                "device_batch": self.batch_size,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.model.state_dict(),
@@ -332,14 +435,16 @@ class TrainingRun:
             )
         seconds = time.perf_counter() - begin
         score = result["mIoU"]
-        is_best = progress.best_score is None or score > progress.best_score
+        is_best = not math.isnan(score) and (progress.best_score is None or score > progress.best_score)
         progress.evaluated = progress.iteration
         if is_best:
             progress.best_score, progress.best_iteration = score, progress.iteration
         line = {name: result[name] for name in ("mIoU", "mAcc", "aAcc")}
         self._log({"iteration": progress.iteration, **line, "seconds": seconds})
-        best = "the best so far" if is_best else f"best {progress.best_score:.4f} at {progress.best_iteration}"
-        self.display.say(f"iteration {progress.iteration}: mIoU {score:.4f}, {best}")
+        best = ", the best so far" if is_best else ""
+        if not is_best and progress.best_score is not None:
+            best = f", best {progress.best_score:.4f} at {progress.best_iteration}"
+        self.display.say(f"iteration {progress.iteration}: mIoU {score:.4f}{best}")
         if is_best:
             self._save("best")
         self._save()

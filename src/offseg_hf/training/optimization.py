@@ -57,14 +57,23 @@ def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[st
     Of a model that is not one of ours, vectors (norms, biases) do not decay; all of it learns alike if nothing in it
     is known as the encoder.
     """
-    rules = PARAMETER_RULES.get(getattr(getattr(model, "config", None), "model_type", None))
-    encoder = re.compile(rules.encoder if rules else _encoder_pattern(model))
+    rules, encoder = _rules(model), encoder_of(model)
     has_encoder = any(encoder.match(name) for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         is_undecayed = re.match(rules.undecayed, name) if rules else parameter.ndim <= 1
         part = recipe.optimizer.encoder_multiplier if encoder.match(name) else recipe.optimizer.head_multiplier
         offsets = recipe.optimizer.offset_multiplier if OFFSETS.match(name) else 1.0
         yield name, offsets * (part if has_encoder else 1.0), 0.0 if is_undecayed else 1.0
+
+
+def encoder_of(model: nn.Module) -> re.Pattern:
+    """What the names of the encoder's parameters begin with."""
+    rules = _rules(model)
+    return re.compile(rules.encoder if rules else _encoder_pattern(model))
+
+
+def _rules(model: nn.Module) -> ParameterRules | None:
+    return PARAMETER_RULES.get(getattr(getattr(model, "config", None), "model_type", None))
 
 
 def _encoder_pattern(model: nn.Module) -> str:

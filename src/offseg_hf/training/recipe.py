@@ -3,23 +3,49 @@
 A recipe's file names those it builds on (`inherit:`, a path or a list, relative to the file): its own values win over
 theirs, a later one's over an earlier one's, and the `key=value` of a command line over all. Everything is checked by
 name and type, so that a misspelt option is an error and not a training without it.
+
+So is a setting that would have no effect, if it is in the file that is trained by or on the command line. Of what is
+inherited (and of the official recipes) it is left out: `model.checkpoint=...` on any of them goes on from that model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offseg_hf.data.transforms import TrainingTransform
 from offseg_hf.presets import Preset, get_preset
-from offseg_hf.training.values import construct, dump_yaml, merge, nearest, parse_yaml, require, require_known, typed
+from offseg_hf.training.values import (
+    construct,
+    dump_yaml,
+    flat,
+    merge,
+    nearest,
+    parse_yaml,
+    require,
+    require_known,
+    settings_of,
+    typed,
+    without,
+)
 
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig
+
+
+# What a nearer file, or the command line, makes meaningless in those that it builds on: by the setting that does.
+SUPERSEDED = {
+    "model.checkpoint": ("model.preset", "model.pretrained", "model.config", "model.image_processor"),
+    "model.preset": ("model.checkpoint",),
+    "augmentation.scale": ("augmentation.shortest_edges", "augmentation.longest_edge"),
+    "augmentation.shortest_edges": ("augmentation.scale", "augmentation.ratio_range"),
+}
+OF_THE_DATA = ("id2label", "label2id", "num_labels", "semantic_loss_ignore_index", "loss_ignore_index")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +56,8 @@ class ModelRecipe:
     pretrained: weights to start from, as `load_pretrained` takes them; None to start from random ones.
     checkpoint: a trained model of any architecture (folder or name on the Hub) to go on from, in place of `preset` and
         `pretrained`.
-    config, image_processor: what replaces fields of the preset's model configuration and of its image processor.
+    config, image_processor: what replaces fields of the configuration and of the image processor, which are those of
+        the preset or the checkpoint.
     """
 
     preset: str | None = None
@@ -40,10 +67,26 @@ class ModelRecipe:
     image_processor: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        for name in ("pretrained", "checkpoint"):
+            _expand_home(self, name)
         if self.preset is None and self.checkpoint is None:
             raise ValueError("expected preset or checkpoint, got neither")
         if self.preset is not None:
             get_preset(self.preset)
+        beside = {name: getattr(self, name) for name in ("preset", "pretrained") if getattr(self, name) is not None}
+        if self.checkpoint is not None and beside:
+            given = " and ".join(f"model.{name}={value}" for name, value in beside.items())
+            words = " ".join(f"model.{name}=null" for name in beside)
+            raise ValueError(
+                f"model.checkpoint={self.checkpoint} has an architecture and weights of its own, beside which {given} "
+                f"would have no effect: remove the latter ({words}), or model.checkpoint"
+            )
+        weights = self.config.get("semantic_loss_class_weights")
+        if weights and not any(weights):
+            raise ValueError("expected config.semantic_loss_class_weights of which one is above 0, got 0 alone")
+        for name in OF_THE_DATA:
+            if name in self.config:
+                raise ValueError(f"config.{name} comes with the data (data.labels, classes.json): remove it here")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +110,8 @@ class DataRecipe:
     num_workers: int = 4
 
     def __post_init__(self):
+        for name in ("source", "labels"):
+            _expand_home(self, name)
         require(self.num_workers >= 0, "num_workers of 0 or more", self.num_workers)
 
 
@@ -95,6 +140,8 @@ class OptimizerRecipe:
         require(self.eps > 0, "an eps above 0", self.eps)
         multipliers = (self.encoder_multiplier, self.head_multiplier, self.offset_multiplier)
         require(min(multipliers) >= 0, "multipliers of 0 or more", multipliers)
+        learns = max(self.encoder_multiplier, self.head_multiplier) > 0
+        require(learns, "an encoder_multiplier or a head_multiplier above 0", multipliers[:2])
         norm = self.max_gradient_norm
         require(norm is None or norm > 0, "a max_gradient_norm above 0, or null", norm)
 
@@ -121,9 +168,12 @@ class TrainingRecipe:
     """The rest of the loop. Intervals are in iterations; an iteration is one step of the optimizer.
 
     batch_size: samples per iteration, of all processes together. device_batch_size: how many of them a device takes at
-        once, to save memory; None for its whole part. ema_decay: of averaged weights, which are then what is evaluated
-        and saved; None for no averaging. hub_repository: on the Hub, as user/name, where the best model is sent
-        whenever it improves; None for nowhere. hub_private: whether it is made a private one.
+        once, to save memory; None for its whole part. It changes no more than rounding, except where what is computed
+        depends on the samples that are seen together: batch norms that learn, paths and units that are dropped, and
+        the losses of transformers' own models, which are means over labelled pixels. mixed_precision: None for what
+        `accelerate launch` was told, and "no" without. ema_decay: of averaged weights, which are then what is
+        evaluated and saved; None for no averaging. hub_repository: on the Hub, as user/name, where the best model is
+        sent whenever it improves; None for nowhere. hub_private: whether it is made a private one.
     """
 
     batch_size: int
@@ -131,7 +181,7 @@ class TrainingRecipe:
     checkpoint_interval: int
     log_interval: int = 50
     device_batch_size: int | None = None
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     ema_decay: float | None = None
     seed: int = 0
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
@@ -149,7 +199,11 @@ class TrainingRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a training run needs to know, beside the machine."""
+    """All that a training run needs to know, beside the machine.
+
+    written: the settings (`section.name`) that its user wrote, and did not inherit. left_out: those that were
+        inherited and do not apply.
+    """
 
     name: str
     model: ModelRecipe
@@ -158,10 +212,13 @@ class Recipe:
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe
     training: TrainingRecipe
+    written: frozenset[str] = field(default=frozenset(), compare=False, repr=False, metadata={"is_setting": False})
+    left_out: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"is_setting": False})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in what JSON knows, to save with checkpoints and cards."""
-        return json.loads(json.dumps(asdict(self)))
+        values = asdict(self)
+        return json.loads(json.dumps({item.name: values[item.name] for item in settings_of(Recipe)}))
 
     def dump(self) -> str:
         """The recipe as YAML with nothing left to inherit, which `load_recipe` reads back as it is."""
@@ -203,11 +260,16 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     whatever is not a recipe, with the file and the key, and FileNotFoundError if there is none.
     """
     path = _locate(recipe)
-    values = {"name": path.stem} | _read(path, ())
+    left_out: list[str] = []
+    inherited, own = _read(path, (), left_out)
+    if path.resolve().parent == _recipes_folder().resolve():  # who takes an official recipe has not written it
+        inherited, own = _over(inherited, own, left_out), {}
     for override in overrides:
-        values = merge(values, _parse_override(override))
+        own = merge(own, _parse_override(override))
+    values = {"name": path.stem} | _over(inherited, own, left_out)
     try:
-        return construct(Recipe, values)
+        recipe = construct(Recipe, values)
+        return _leave_out(replace(recipe, written=frozenset(flat(own)), left_out=tuple(dict.fromkeys(left_out))))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -223,8 +285,14 @@ def _recipes_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[3] / "configs"
 
 
+def _expand_home(section: ModelRecipe | DataRecipe, name: str) -> None:
+    """`~` at the beginning of a path: shells leave it in `data.source=~/data`."""
+    if (value := getattr(section, name)) is not None:
+        object.__setattr__(section, name, os.path.expanduser(value))
+
+
 def _locate(recipe: str | Path) -> Path:
-    path = Path(recipe)
+    path = Path(os.path.expanduser(recipe))
     if path.is_file():
         return path
     names = recipe_names()
@@ -241,8 +309,8 @@ def _locate(recipe: str | Path) -> Path:
     return _recipes_folder() / f"{recipe}.yaml"
 
 
-def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
-    """The values in a file, and below them those of the files that it inherits; `inheriting`: how it was reached."""
+def _read(path: Path, inheriting: tuple[Path, ...], left_out: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of the files that a file inherits, and its own; `inheriting`: how it was reached."""
     chain = (*inheriting, path)
     if path.resolve() in [other.resolve() for other in inheriting]:
         raise ValueError(f"{chain[0]}: expected inheritance that ends, got {' -> '.join(map(str, chain))}")
@@ -251,7 +319,7 @@ def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
             f"{inheriting[-1]}: expected a recipe's file to inherit, got no {path} (paths are relative to the former)"
         )
     try:
-        own = parse_yaml(path.read_text(encoding="utf-8"))
+        own = parse_yaml(path.read_text(encoding="utf-8-sig"))
         if not isinstance(own, dict):
             raise ValueError(f"expected keys and values, got {own!r}")
         parents = own.pop("inherit", [])
@@ -259,10 +327,78 @@ def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
         own = typed(own, Recipe, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    values = {}
+    inherited = {}
     for parent in parents:
-        values = merge(values, _read(path.parent / parent, chain))
-    return merge(values, own)
+        below, above = _read(path.parent / os.path.expanduser(parent), chain, left_out)
+        inherited = _over(inherited, _over(below, above, left_out), left_out)
+    return inherited, own
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:
+    """The values of both, of which `above` wins; what it makes meaningless below is left out, and named."""
+    said = flat(above)
+    dropped = [key for name, keys in SUPERSEDED.items() if said.get(name) is not None for key in keys]
+    kept = without(below, dropped)
+    left_out += [key for key, value in flat(below).items() if value is not None and key not in flat(kept)]
+    return merge(kept, above)
+
+
+def _leave_out(recipe: Recipe) -> Recipe:
+    """The recipe without what has no effect in it; ValueError if its user wrote that."""
+    for key, reason in _without_effect(recipe):
+        section, name = key.split(".")
+        values = getattr(recipe, section)
+        (default,) = (item.default for item in fields(values) if item.name == name)
+        if getattr(values, name) == default:
+            continue
+        refuse_written(recipe, key, reason)
+        recipe = replace(recipe, **{section: replace(values, **{name: default})}, left_out=(*recipe.left_out, key))
+    config = recipe.model.config
+    for name, reason in config_without_effect(config):
+        if config.get(name):
+            refuse_written(recipe, f"model.config.{name}", reason)
+            config = without(config, [name])
+            recipe = replace(
+                recipe,
+                model=replace(recipe.model, config=config),
+                left_out=(*recipe.left_out, f"model.config.{name}"),
+            )
+    return recipe
+
+
+def refuse_written(recipe: Recipe, key: str, reason: str) -> None:
+    """Raise ValueError if the recipe's user wrote a setting, which has no effect for this reason."""
+    if key in recipe.written:
+        value = flat(recipe.to_dict())[key]
+        raise ValueError(f"{key}={json.dumps(value)} has no effect, as {reason}: remove it")
+
+
+def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Settings that mean nothing beside the others of a recipe, and why."""
+    warmup = recipe.schedule.warmup_iterations
+    if warmup <= 1:
+        yield "schedule.warmup_start_factor", f"schedule.warmup_iterations={warmup} is no warm-up"
+    if recipe.augmentation.scale is None:
+        yield "augmentation.ratio_range", "nothing is resized by a ratio without augmentation.scale"
+    if recipe.augmentation.shortest_edges is None:
+        yield "augmentation.longest_edge", "it bounds augmentation.shortest_edges, of which there are none"
+    if recipe.training.hub_repository is None:
+        yield "training.hub_private", "training.hub_repository names no repository"
+    if not uses_offsets(recipe.model.config):
+        yield "optimizer.offset_multiplier", "the model has no offsets"
+
+
+def config_without_effect(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields of a model's configuration that mean nothing beside its others, and why."""
+    if not uses_offsets(config):
+        yield "start_without_offsets", "the model has no offsets (use_class_offset and use_feature_offset are false)"
+    if not config.get("use_class_offset", True):
+        yield "class_offset_drop_path_rate", "the model has no class offsets (use_class_offset is false)"
+
+
+def uses_offsets(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration leaves one of the two branches on, as they are by default."""
+    return config.get("use_class_offset", True) or config.get("use_feature_offset", True)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a training carries from iteration to iteration, beside the weights and the optimizer's moments."""
 
+import math
 import random
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,6 +25,14 @@ class Progress:
     best_iteration: int | None = None
     loss_sum: float = 0.0
     loss_count: int = 0
+
+    def __post_init__(self):
+        if self.best_score is not None and math.isnan(self.best_score):  # as nothing could be better, once
+            self.forget_best()
+
+    def forget_best(self) -> None:
+        """What was the best so far is no longer comparable."""
+        self.best_score = self.best_iteration = None
 
     def includes(self, line: dict[str, float]) -> bool:
         """Whether a line of the log was written before this moment."""

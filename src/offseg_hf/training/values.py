@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -38,7 +38,7 @@ def construct(kind: type, values: Mapping[str, Any], section: str = "") -> Any:
     Raises ValueError, with the section, for values that lack, or that the dataclass itself refuses.
     """
     hints, built = get_type_hints(kind), dict(values)
-    for item in fields(kind):
+    for item in settings_of(kind):
         if is_dataclass(hints[item.name]):
             built[item.name] = construct(hints[item.name], values.get(item.name, {}), f"{section}{item.name}.")
         elif item.default is MISSING and item.default_factory is MISSING and item.name not in values:
@@ -47,6 +47,32 @@ def construct(kind: type, values: Mapping[str, Any], section: str = "") -> Any:
         return kind(**built)
     except ValueError as error:
         raise ValueError(f"{section.rstrip('.')}: {error}") from None
+
+
+def settings_of(kind: type) -> list[Field]:
+    """The fields of a dataclass that are values of a file; `metadata={"is_setting": False}` marks the others."""
+    return [item for item in fields(kind) if item.metadata.get("is_setting", True)]
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"training": {"seed": 0}} -> {"training.seed": 0}; what is empty has no keys."""
+    found = {}
+    for key, value in values.items():
+        is_section = isinstance(value, Mapping)
+        found |= {f"{key}.{name}": item for name, item in flat(value).items()} if is_section else {key: value}
+    return found
+
+
+def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """`values` without some keys, such as "model.preset"."""
+    kept = dict(values)
+    for key in keys:
+        section, _, rest = key.partition(".")
+        if not rest:
+            kept.pop(section, None)
+        elif section in kept:
+            kept[section] = without(kept[section], [rest])
+    return kept
 
 
 def typed(value: Any, kind: Any, key: str) -> Any:
@@ -61,7 +87,7 @@ def typed(value: Any, kind: Any, key: str) -> Any:
             return tuple(typed(item, kind, f"{key}[{index}]") for index, (item, kind) in enumerate(zip(value, kinds)))
     elif is_dataclass(kind) and isinstance(value, dict):
         hints, prefix = get_type_hints(kind), f"{key}." if key else ""
-        require_known(value, list(hints), prefix)
+        require_known(value, [item.name for item in settings_of(kind)], prefix)
         return {name: typed(item, hints[name], f"{prefix}{name}") for name, item in value.items()}
     elif get_origin(kind) is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return value

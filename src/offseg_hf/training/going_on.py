@@ -1,0 +1,179 @@
+"""A trained model as the start of another training: its weights, and of its classifier the classes in common."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from offseg_hf import auto_model_class
+from offseg_hf.data.labels import LabelSet
+from offseg_hf.training.settings_errors import named_settings
+from offseg_hf.training.values import require_known
+
+
+SEGMENTERS = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING)
+SHOWN_NAMES = 8
+# What a model begins with, and a trained one has left behind.
+INITIAL = ("layer_scale_init_value", "start_without_offsets")
+IGNORED_LABEL = ("semantic_loss_ignore_index", "loss_ignore_index")
+
+
+def load_trained(
+    checkpoint: str, labels: LabelSet, changes: Mapping[str, Any], say: Callable[[str], None]
+) -> PreTrainedModel:
+    """Load a trained model for the classes of `labels`.
+
+    A class that the checkpoint knows by the same name, whatever its number there, keeps its rows of the classifier;
+    the others begin anew.
+
+    changes: of fields of its configuration. say: told which classes are new, and what else the checkpoint lacks.
+
+    Raises ValueError for changes that do not fit the weights.
+    """
+    config = _configuration(checkpoint, changes)
+    names = [config.id2label.get(index, f"LABEL_{index}") for index in range(config.num_labels)]
+    model = _load(checkpoint, config, changes, say)
+    if _is_nameless(names) and len(names) == len(labels):
+        say(f"{checkpoint} has no names of classes: its classifier is taken over by their numbers")
+    elif names != list(labels.names):
+        wanted = _set_classes(_configuration(checkpoint, changes), labels)
+        pairs = _same_names(names, labels.names)
+        if [old for _, old in pairs] != list(range(len(names))) or len(names) != len(labels):
+            model = _with_classes(model, auto_model_class(wanted).from_config(wanted, dtype=torch.float32), pairs)
+        new = [name for index, name in enumerate(labels.names) if index not in dict(pairs)]
+        if new:
+            shown = ", ".join(new[:SHOWN_NAMES]) + (", ..." if len(new) > SHOWN_NAMES else "")
+            kept = f"{len(pairs)} of {len(labels)} classes are {checkpoint}'s, by name"
+            say(f"the classifier: {kept}; {shown} begin{'s' if len(new) == 1 else ''} anew")
+    _set_classes(model.config, labels)
+    return model
+
+
+def _configuration(checkpoint: str, changes: Mapping[str, Any]) -> PreTrainedConfig:
+    own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
+    config = AutoConfig.from_pretrained(checkpoint, **own)
+    require_known(changes, list(config.to_dict()), "model.config.")
+    for name in INITIAL:
+        if name in changes and changes[name] != getattr(config, name):
+            raise ValueError(
+                f"model.config.{name}={json.dumps(changes[name])} has no effect, as the weights are those of "
+                f"{checkpoint}, which began with {json.dumps(getattr(config, name))}: remove it"
+            )
+    with named_settings("model.config", changes):
+        return AutoConfig.from_pretrained(checkpoint, **own, **({"semantic_loss_class_weights": None} | dict(changes)))
+
+
+def _load(
+    checkpoint: str, config: PreTrainedConfig, changes: Mapping[str, Any], say: Callable[[str], None]
+) -> PreTrainedModel:
+    if not any(type(config) in known for known in SEGMENTERS):
+        raise ValueError(
+            f"model.checkpoint={checkpoint} is a {config.model_type}, of which transformers has no model for semantic "
+            "or universal segmentation"
+        )
+    with named_settings("model.config", changes):
+        model, found = auto_model_class(config).from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    if found["mismatched_keys"]:
+        name, there, here = sorted(found["mismatched_keys"])[0]
+        raise ValueError(
+            f"{len(found['mismatched_keys'])} weights of {checkpoint} have another shape than its configuration with "
+            f"{', '.join(f'model.config.{name}' for name in changes) or 'nothing changed'} wants, such as {name}: "
+            f"{tuple(there)}, wanted {tuple(here)}"
+        )
+    if found["missing_keys"]:
+        names = sorted(found["missing_keys"])
+        say(f"{checkpoint} lacks {len(names)} weights of the model, which begin anew, such as {names[0]}")
+    return model
+
+
+def _set_classes(config: PreTrainedConfig, labels: LabelSet) -> PreTrainedConfig:
+    """The configuration, in place, and those in it that a loss reads which label does not count."""
+    config.id2label, config.label2id = labels.id2label(), labels.label2id()
+    parts = [config]
+    for part in parts:
+        for name in IGNORED_LABEL:
+            if hasattr(part, name):
+                setattr(part, name, labels.ignore_index)
+        parts += [
+            getattr(part, name) for name in part.sub_configs if isinstance(getattr(part, name), PreTrainedConfig)
+        ]
+    return config
+
+
+def _is_nameless(names: Sequence[str]) -> bool:
+    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
+
+
+def _same_names(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
+    """(class id here, class id there) of the classes that both have; case and punctuation are no difference."""
+    pairs: dict[int, int] = {}
+    for form in (str, _plain):
+        there, here = Counter(map(form, old)), Counter(map(form, new))
+        index_of = {form(name): index for index, name in enumerate(old)}
+        for index, name in enumerate(map(form, new)):
+            if index not in pairs and there[name] == here[name] == 1:
+                pairs[index] = index_of[name]
+    return sorted(pairs.items())
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
+@torch.no_grad()
+def _with_classes(old: PreTrainedModel, new: PreTrainedModel, pairs: Sequence[tuple[int, int]]) -> PreTrainedModel:
+    """`new` with the weights of `old`: all that do not depend on classes, and of the rest what belongs to `pairs`."""
+    axes, weights = class_axes(old), old.state_dict()
+    for name, tensor in new.state_dict().items():
+        if name not in axes:
+            tensor.copy_(weights[name])
+        elif axes[name] is not None:
+            _copy_classes(tensor.movedim(axes[name], 0), weights[name].movedim(axes[name], 0), old, new, pairs)
+    return new
+
+
+def _copy_classes(
+    new: Tensor, old: Tensor, old_model: PreTrainedModel, new_model: PreTrainedModel, pairs: Sequence[tuple[int, int]]
+) -> None:
+    """Rows of classes; those behind them, as for "no object", are the same in both."""
+    for here, there in pairs:
+        new[here] = old[there]
+    if (behind := len(old) - old_model.config.num_labels) > 0:
+        new[new_model.config.num_labels :] = old[-behind:]
+
+
+def class_axes(model: PreTrainedModel) -> dict[str, int | None]:
+    """Find the tensors whose shape depends on the number of classes: which axis counts them; None if it is several.
+
+    By what a class more would change.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_labels += 1
+    with torch.device("meta"):
+        larger = auto_model_class(config).from_config(config).state_dict()
+    axes = {}
+    for name, tensor in model.state_dict().items():
+        differing = [axis for axis, (a, b) in enumerate(zip(tensor.shape, larger[name].shape)) if a != b]
+        if differing:
+            axes[name] = differing[0] if len(differing) == 1 else None
+    return axes
