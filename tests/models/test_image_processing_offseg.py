@@ -18,6 +18,7 @@ from transformers.testing_utils import CaptureLogger
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImageProcessor
 from offseg_hf.models import image_processing_offseg
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, resize_nearest
+from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.models.sliding_window import sliding_windows
 
 
@@ -713,7 +714,7 @@ def model():
     )
     model = OffSegForSemanticSegmentation(config).eval()
     for module in model.modules():  # as after training: norms that do something, residuals that count
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, FixedBatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     return model

@@ -12,6 +12,7 @@ from offseg_hf import (
     OffSegConfig,
     OffSegForSemanticSegmentation,
 )
+from offseg_hf.models.layers import FixedBatchNorm2d
 from tests.oracle import plain
 
 
@@ -34,7 +35,7 @@ def small_model(**overrides) -> OffSegForSemanticSegmentation:
             if parameter.ndim == 1 or "scale" in name or "attention_bias" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, FixedBatchNorm2d | nn.BatchNorm2d):
                 module.running_mean.normal_(std=0.2)
                 module.running_var.uniform_(0.5, 2)
     return model.eval()
