@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "offseg_hf"
 FLOORS = [
     [
         "models.layers",
+        "models.configuration_offset",
         "models.carafe",
         "models.sliding_window",
         "models.image_operations",
@@ -32,7 +33,7 @@ FLOORS = [
     ["models.inner_model"],
     ["models.offset_classifier", "models.mask_prediction"],
     ["models.modeling_*", "models.image_processing_offseg"],
-    ["models.image_processing_offset_*"],
+    ["models.image_processing_offset_*", "pipeline"],
     ["", "data", "presets"],
     ["conversion", "metrics", "visualization", "adaptation_smp"],
     ["adaptation", "hub", "benchmark", "segmentation"],

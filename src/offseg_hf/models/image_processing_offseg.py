@@ -280,9 +280,11 @@ class OffSegImageProcessor(PilBackend):
     ) -> None:
         """Refuse settings that would have no effect, instead of ignoring them."""
         super()._validate_preprocess_kwargs(do_resize=do_resize, size=size, resample=resample, **kwargs)
+        if do_center_crop:
+            raise ValueError("do_center_crop: not supported, crop the images before")
         for name, reason in WITHOUT_EFFECT.items():
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name}: has no effect here ({reason}), got {kwargs[name]!r}")
+                raise ValueError(f"{name}: has no effect here, {reason}")
         if do_resize:
             lengths = {name: length for name, length in dict(size).items() if length is not None}
             forms = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"})
@@ -293,8 +295,6 @@ class OffSegImageProcessor(PilBackend):
                 )
         if do_resize and resample != PILImageResampling.BILINEAR:
             raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
-        if do_center_crop:
-            raise ValueError("do_center_crop: not supported, crop the images before")
         if data_format is not None and data_format != ChannelDimension.FIRST:
             raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
         if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
