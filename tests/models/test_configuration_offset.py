@@ -78,7 +78,7 @@ def test_saved_ones_load(config_class, tmp_path):
         config_class(**loaded.to_dict()),
         config_class.from_dict(loaded.to_diff_dict()),
     ):
-        assert again.to_dict() == loaded.to_dict()
+        assert again.to_dict() | {"_name_or_path": ""} == loaded.to_dict() | {"_name_or_path": ""}
 
 
 def test_what_is_nearly_a_field_is_told(tmp_path, caplog):

@@ -85,8 +85,9 @@ def test_full_backward_hooks(build):
         pixel_values = images().requires_grad_()
         each(pixel_values).logits.pow(2).mean().backward()
         gradients.append({name: parameter.grad for name, parameter in each.named_parameters()})
-    for name, gradient in gradients[1].items():
-        assert_same_outputs(gradients[0][name], gradient, roundings=4096)
+    largest = max(gradient.abs().max().item() for gradient in gradients[1].values())
+    for name, gradient in gradients[1].items():  # some are zero but for rounding: a softmax sees no constant
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-5 * largest)
     leaves = {
         name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
     }
@@ -154,4 +155,5 @@ def test_input_embeddings(build):
     embeddings = model.get_input_embeddings()
     embeddings.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].shape[1], output)))
     model(images())
-    assert seen[0][0] == 3 and isinstance(seen[0][1], torch.Tensor)
+    ((channels, output),) = seen
+    assert channels == 3 and isinstance(output if build is not mask2former else output[0], torch.Tensor)

@@ -114,7 +114,7 @@ class OffSegImageProcessor(PilBackend):
         processor, unused = super().from_dict(image_processor_dict, return_unused_kwargs=True, **kwargs)
         if return_unused_kwargs:
             return processor, unused
-        refuse_near_names(cls.__name__, unused, cls._settings())
+        refuse_near_names(cls.__name__, unused.keys() - set(cls._settings()), cls._settings())
         return processor
 
     @classmethod

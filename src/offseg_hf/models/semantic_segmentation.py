@@ -127,6 +127,11 @@ def check_fusible(model: nn.Module) -> None:
             )
     own = (__name__.rpartition(".")[0], "torch.nn.modules", "transformers")
     for name, module in model.named_modules():
+        if is_parametrized(module) or any(isinstance(value, Tensor) for value in vars(module).values()):
+            raise ValueError(
+                f"fuse() wants weights that are parameters, and those of {name} are computed from others: make what "
+                "parametrizes or prunes them permanent before (remove_parametrizations, prune.remove)"
+            )
         if not type(module).__module__.startswith(own):
             raise ValueError(
                 f"fuse() knows nothing of {name}, a {type(module).__module__}.{type(module).__name__}: take it out "
@@ -136,11 +141,6 @@ def check_fusible(model: nn.Module) -> None:
             raise ValueError(
                 f"fuse() cannot keep what has replaced the forward of {name or 'the model'}: load the model without "
                 "device_map, or take the hooks off (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
-            )
-        if is_parametrized(module) or any(isinstance(value, Tensor) for value in vars(module).values()):
-            raise ValueError(
-                f"fuse() wants weights that are parameters, and those of {name} are computed from others: make what "
-                "parametrizes or prunes them permanent before (remove_parametrizations, prune.remove)"
             )
 
 
