@@ -54,6 +54,7 @@ from offseg_hf.evaluation.run import check_classes
 from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.metrics import MeanIoU
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear
+from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.models.sliding_window import sliding_windows
 from tests.semantic_models import LABELS, pass_signals
 from tests.semantic_models import small_model as transformers_model
@@ -166,7 +167,7 @@ def test_of_a_stream_what_others_read_is_not_decoded(processor, scenes_folder, s
 
 def test_training_goes_on_as_if_there_had_been_no_evaluation(model, processor, scenes):
     model.train()
-    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    frozen = next(module for module in model.modules() if isinstance(module, FixedBatchNorm2d))
     frozen.eval()
     modes = [module.training for module in model.modules()]
     torch.manual_seed(3), random.seed(3), np.random.seed(3)

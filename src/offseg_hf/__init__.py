@@ -128,6 +128,11 @@ def register() -> None:
     """Makes the models known to transformers' Auto classes, and their code part of what `save_pretrained` writes."""
     import transformers
     from transformers.models.auto import modeling_auto
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    # Not `register_pipeline`, which warns of what is there already: this class does all that the stock one does.
+    pipeline_class = getattr(import_module(f"{__name__}.pipeline"), "OffSegImageSegmentationPipeline")
+    PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = pipeline_class
 
     # The stock pipeline compares with the names in here, and logs an error about a model that is not among them.
     names_of = {

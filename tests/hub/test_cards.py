@@ -8,12 +8,13 @@ from pathlib import Path
 
 import jinja2
 import jinja2.meta
+import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, parse_eval_result_entries
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil, pipeline
 
 from offseg_hf import (
     OffSegImageProcessor,
@@ -197,6 +198,43 @@ def test_code_of_the_card_runs(local_hub, tmp_path, name):
     with_pipeline, step_by_step, without_package = code_blocks(files["README.md"])
     local_hub.run(BEFORE + with_pipeline + step_by_step + AFTER, tmp_path, repository)
     local_hub.run(WITHOUT_PACKAGE + without_package + OF_THE_HUB, tmp_path, repository)
+
+
+def oriented(folder: Path, orientation: int) -> Path:
+    """A photo that is stored as a camera held in this way stores it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = folder / "photo.jpg"
+    render_scene(0, (60, 40))[0].save(path, exif=exif)
+    return path
+
+
+def step_by_step(document: str) -> str:
+    (block,) = [block for block in code_blocks(document) if "post_process_semantic_segmentation" in block]
+    return block
+
+
+@pytest.mark.parametrize("document", ["README", *MODELS])
+def test_steps_are_the_pipeline_for_every_orientation(tmp_path, monkeypatch, document):
+    """The code as it is written, run on photos whose pixels are stored in each of the eight ways."""
+    name = "offseg-t-ade" if document == "README" else document
+    MODELS[name](tmp_path / "model")
+    if document == "README":
+        text = (Path(__file__).parents[2] / "README.md").read_text()
+    else:
+        text = official_card_files(get_preset(name), name)["README.md"]
+    code = compile(step_by_step(text).replace(f'"{name}"', '"model"'), document, "exec")
+    monkeypatch.chdir(tmp_path)
+    segment = pipeline("image-segmentation", model="model")
+    for orientation in range(1, 9):
+        oriented(tmp_path, orientation)
+        run = {}
+        exec(code, run)
+        label_map, config = run["label_map"], run["model"].config
+        assert label_map.shape == ((60, 40) if orientation >= 5 else (40, 60))
+        for region in segment("photo.jpg", subtask="semantic"):
+            mask = np.asarray(region["mask"]) == 255
+            assert ((label_map == config.label2id[region["label"]]).numpy() == mask).mean() > 0.999
 
 
 # -- of one's own -----------------------------------------------------------------------------------------------------

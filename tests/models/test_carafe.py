@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offseg_hf.models.carafe import carafe, reassemble
+from offseg_hf.models.carafe import carafe, reassemble, weighted_gather
 
 
 def unfolded(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
@@ -60,3 +60,41 @@ def test_one_of_the_two_is_fixed(fixed):
     inputs[fixed].requires_grad_(False)
     expected = torch.autograd.grad(unfolded(*inputs, 2).square().sum(), inputs[1 - fixed])
     torch.testing.assert_close(torch.autograd.grad(carafe(*inputs, 2).square().sum(), inputs[1 - fixed]), expected)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_gradients_have_gradients(scale):
+    """Second derivatives, whichever of the two is wanted."""
+    features, kernels = example(3, scale)
+
+    def apply(features, kernels):
+        return carafe(features, kernels, scale)
+
+    inputs = features[:1, :2, :3, :4].detach().requires_grad_(), kernels[:1, : 3 * scale, : 4 * scale].detach()
+    both = inputs[0], inputs[1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(apply, both) and torch.autograd.gradgradcheck(apply, both)
+    assert torch.autograd.gradgradcheck(apply, inputs)
+    assert torch.autograd.gradgradcheck(apply, (inputs[0].detach(), both[1]))
+
+
+def test_a_weighted_gather_has_second_derivatives():
+    generator = torch.Generator().manual_seed(0)
+    rows, weights = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 3), (5, 4)))
+    indices = torch.randint(6, (5, 4), generator=generator)
+    inputs = rows.requires_grad_(), weights.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda rows, weights: weighted_gather(rows, indices, weights), inputs)
+
+
+def test_torch_func():
+    """Gradients of transforms are those of autograd; for each sample too."""
+    features, kernels = (x.detach() for x in example(3, 2))
+
+    def loss(features, kernels):
+        return carafe(features, kernels, 2).pow(3).sum()
+
+    gradients = torch.func.grad(loss, argnums=(0, 1))(features, kernels)
+    leaves = features.clone().requires_grad_(), kernels.clone().requires_grad_()
+    torch.testing.assert_close(gradients, torch.autograd.grad(loss(*leaves), leaves))
+    per_sample = torch.func.vmap(torch.func.grad(lambda f, k: loss(f[None], k[None]), argnums=(0, 1)))
+    with pytest.warns(UserWarning, match="performance drop"):  # torch has no rule for embedding_bag
+        torch.testing.assert_close(per_sample(features, kernels), gradients)

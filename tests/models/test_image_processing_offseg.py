@@ -1,10 +1,14 @@
 """The image processor: OpenCV's resize bit by bit, every kind of image, label maps, batches, and label maps back."""
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,15 +19,22 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 from transformers.testing_utils import CaptureLogger
 
-from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImageProcessor
+from offseg_hf import (
+    OffSegConfig,
+    OffSegForSemanticSegmentation,
+    OffSegImageProcessor,
+    OffsetMask2FormerImageProcessor,
+)
 from offseg_hf.models import image_processing_offseg
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, resize_nearest
+from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.models.sliding_window import sliding_windows
 
 
 # Of the official configurations, in units of 0..255.
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
 STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+SIZE = {"shortest_edge": 64, "longest_edge": 256}
 
 
 def pattern(*shape):
@@ -713,7 +724,7 @@ def model():
     )
     model = OffSegForSemanticSegmentation(config).eval()
     for module in model.modules():  # as after training: norms that do something, residuals that count
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, FixedBatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     return model
@@ -809,3 +820,182 @@ def test_pipeline_reads_files(model, processor, folder, tmp_path):
     image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "rotated.png", exif=exif)
     segments = pipeline("image-segmentation", model=str(folder))(str(tmp_path / "rotated.png"))
     assert agreement(label_map_of(segments, image.size), by_hand(model, processor, image)) > 0.999
+
+
+# -- one reader, and what it says -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder that is served at a URL, with pictures of several kinds, whole and not."""
+    folder = tmp_path_factory.mktemp("files")
+    ramp = np.add.outer(np.arange(40) * 700, np.arange(60) * 600).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "deep.png")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "photo.png")
+    Image.fromarray((ramp // 8192).astype(np.uint8)).save(folder / "labels.png")
+    for name in ("photo.png", "labels.png"):
+        data = (folder / name).read_bytes()
+        (folder / f"broken_{name}").write_bytes(data[: len(data) * 2 // 3])
+    (folder / "text.png").write_text("no image")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["deep.png", "photo.png"])
+def test_every_way_in_gives_the_same_pixels(files, name):
+    folder, url = files
+    path = folder / name
+    text = base64.b64encode(path.read_bytes()).decode()
+    sources = [path, str(path), f"{url}/{name}", text, f"data:image/png;base64,{text}", Image.open(path)]
+    processor = OffSegImageProcessor(size=SIZE)
+    expected = processor(np.asarray(Image.open(path)), return_tensors="pt").pixel_values
+    for source in sources:
+        assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
+    assert expected.max() > expected.min() + 1
+
+
+def test_label_maps_by_every_way(files):
+    folder, url = files
+    path = folder / "labels.png"
+    processor = OffSegImageProcessor(do_resize=False)
+    expected = torch.from_numpy(np.asarray(Image.open(path)).astype(np.int64))[None]
+    text = base64.b64encode(path.read_bytes()).decode()
+    for source in (path, str(path), f"{url}/labels.png", text, Image.open(path)):
+        assert torch.equal(processor(folder / "photo.png", source, return_tensors="pt").labels, expected)
+
+
+def test_label_maps_are_turned_as_photos_are(files, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(files[0] / "labels.png").save(tmp_path / "labels.png", exif=exif)
+    Image.open(files[0] / "photo.png").save(tmp_path / "photo.png", exif=exif)
+    inputs = OffSegImageProcessor(do_resize=False)(
+        tmp_path / "photo.png", tmp_path / "labels.png", return_tensors="pt"
+    )
+    assert inputs.labels.shape == (1, 60, 40) and inputs.pixel_values.shape == (1, 3, 60, 40)
+
+
+@pytest.mark.parametrize("processor_class", [OffSegImageProcessor, OffsetMask2FormerImageProcessor])
+def test_what_cannot_be_read_is_named(files, processor_class):
+    folder, url = files
+    processor, photo = processor_class(size=SIZE), folder / "photo.png"
+    broken = folder / "broken_photo.png"
+    for images, message in (
+        ([photo, photo, broken], r"image 2 \(.*broken_photo.png\): cannot be decoded: "),
+        ([photo, Image.open(broken)], r"image 1 \(.*broken_photo.png\): cannot be decoded: "),
+        ([photo, f"{url}/nope.png"], r"image 1 \(http.*nope.png\): cannot be fetched: .*404"),
+        (["http://127.0.0.1:9/a.png"], r"image 0 \(http.*a.png\): cannot be fetched"),
+        ([folder / "text.png"], r"image 0 \(.*text.png\): not an image"),
+        ([f"{url}/text.png"], r"image 0 \(.*text.png\): not an image"),
+        ([folder / "no.png"], r"image 0 \(.*no.png\): no such file"),
+        ([folder], r"image 0 \(.*\): expected the file of an image, got a folder"),
+        (["bm8gaW1hZ2U="], r"image 0 \(bm8gaW1hZ2U=\): not an image"),
+        ([photo, None], r"image 1: expected PIL images, .* got NoneType"),
+        ({"photo": photo}, r"image 0: expected PIL images, .* got dict"),
+        ((str(path) for path in [photo]), r"image 0: expected PIL images, .* got generator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(images)
+    for label_map, message in (
+        (folder / "broken_labels.png", r"label map 0 \(.*broken_labels.png\): cannot be decoded"),
+        (f"{url}/nope.png", r"label map 0 \(.*nope.png\): cannot be fetched: .*404"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(photo, label_map)
+
+
+@pytest.mark.parametrize("processor_class", [OffSegImageProcessor, OffsetMask2FormerImageProcessor])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"size": -5}, "positive integers"),
+        ({"size": {"shortest_edge": 64, "longest_edge": -5}}, "positive integers"),
+        ({"size": {"height": -3, "width": 4}}, "positive integers"),
+        ({"size": {"max_height": 3, "max_width": 4}}, "size: expected"),
+        ({"crop_size": 32}, "crop_size: has no effect here"),
+        ({"disable_grouping": True}, "disable_grouping: has no effect here"),
+        ({"windw_size": 64}, "has no setting 'windw_size': is 'window_size' meant"),
+        ({"zzz": 64}, "has no setting 'zzz': expected one of "),
+    ],
+)
+def test_settings_without_effect_are_refused(processor_class, settings, message):
+    """When the processor is made, and when it is called."""
+    with pytest.raises(ValueError, match=message):
+        processor_class(**settings)
+    with pytest.raises(ValueError, match=message):
+        processor_class()(photo(8, 8, 0), **settings)
+
+
+def test_saved_settings_load(tmp_path):
+    processor = OffSegImageProcessor(window_size=64, window_stride=48)
+    processor.of_a_user = 1
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"of_a_newer_version": 2}))
+    for load in (OffSegImageProcessor, AutoImageProcessor):
+        loaded = load.from_pretrained(tmp_path, window_stride=40)
+        assert (loaded.window_size, loaded.window_stride, loaded.of_a_newer_version) == (64, 40, 2)
+        with pytest.raises(ValueError, match="is 'window_size' meant"):
+            load.from_pretrained(tmp_path, windw_size=32)
+
+
+def test_device():
+    inputs = OffSegImageProcessor(size=SIZE)(photo(40, 60, 0), return_tensors="pt", device="meta")
+    assert {value.device.type for value in inputs.values()} == {"meta"}
+    with pytest.raises(ValueError, match='device: only tensors have one, pass return_tensors="pt"'):
+        OffSegImageProcessor(size=SIZE)(photo(40, 60, 0), device="meta")
+    label_map = np.zeros((40, 60), dtype=np.uint8)
+    processor = OffsetMask2FormerImageProcessor(size=SIZE)
+    inputs = processor(photo(40, 60, 0), label_map, return_tensors="pt", device="meta")
+    assert inputs.pixel_values.device.type == inputs.mask_labels[0].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "target_sizes, message",
+    [
+        ((30, 40), r"target_sizes: expected \(height, width\) for every image, .* got \(30, 40\)"),
+        ([(30, 40, 3), (30, 40)], "target_sizes: expected"),
+        ([(30, 40)], "expected a target size per image, got 1 for 2"),
+        ([(0, 4), (3, 3)], r"at least 1 x 1 pixels, got \(0, 4\)"),
+        ([(3, -4), (3, 3)], r"at least 1 x 1 pixels, got \(3, -4\)"),
+    ],
+)
+def test_wrong_target_sizes(target_sizes, message):
+    semantic = SimpleNamespace(logits=torch.rand(2, 5, 8, 8))
+    masks = SimpleNamespace(class_queries_logits=torch.rand(2, 3, 6), masks_queries_logits=torch.rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        OffSegImageProcessor().post_process_semantic_segmentation(semantic, target_sizes)
+    processor = OffsetMask2FormerImageProcessor()
+    for kind in ("semantic", "instance", "panoptic"):
+        with pytest.raises(ValueError, match=message):
+            getattr(processor, f"post_process_{kind}_segmentation")(masks, target_sizes=target_sizes)
+    with pytest.raises(ValueError, match="expected the outputs of the model, which have `logits`, got tuple"):
+        OffSegImageProcessor().post_process_semantic_segmentation((semantic.logits,))
+
+
+@torch.no_grad()
+def test_padding_does_not_get_into_label_maps(model, processor):
+    """The plain network on a padded batch does not know where the images are: that is said, not stretched."""
+    images = [photo(80, 110, 0), photo(150, 60, 2)]
+    sizes = [image.size[::-1] for image in images]
+    pixel_values = processor(images, return_tensors="pt").pixel_values
+    with pytest.raises(ValueError, match=r"these images were padded to .*: call it as model\(\*\*inputs\)"):
+        processor.post_process_semantic_segmentation(model(pixel_values), sizes)
+    # Images of one shape, and maps of any other size, are not padded.
+    pixel_values = processor(images[:1] * 2, return_tensors="pt").pixel_values
+    for target_sizes in (sizes[:1] * 2, [(50, 50), (20, 70)]):
+        maps = processor.post_process_semantic_segmentation(model(pixel_values), target_sizes)
+        assert [tuple(label_map.shape) for label_map in maps] == target_sizes
+
+    masks = SimpleNamespace(class_queries_logits=torch.rand(1, 3, 6), masks_queries_logits=torch.rand(1, 3, 16, 24))
+    with pytest.raises(ValueError, match="padded to 64 x 96"):
+        OffsetMask2FormerImageProcessor(size=SIZE).post_process_semantic_segmentation(masks, [(80, 110)])

@@ -1,7 +1,10 @@
 """The models: equal to the plain arithmetic whatever the configuration, and clear about what they cannot take."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -12,6 +15,8 @@ from offseg_hf import (
     OffSegConfig,
     OffSegForSemanticSegmentation,
 )
+from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.models.modeling_offseg import crop_to_stride, pad_to_stride
 from tests.oracle import plain
 
 
@@ -34,7 +39,7 @@ def small_model(**overrides) -> OffSegForSemanticSegmentation:
             if parameter.ndim == 1 or "scale" in name or "attention_bias" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, FixedBatchNorm2d | nn.BatchNorm2d):
                 module.running_mean.normal_(std=0.2)
                 module.running_var.uniform_(0.5, 2)
     return model.eval()
@@ -306,3 +311,33 @@ def test_encoder_of_a_backbone_checkpoint(tmp_path):
     assert not any(name.startswith("encoder.") for name in report["missing_keys"])
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_sides_are_rounded_up_in_arithmetic_that_exports():
+    """Divisions of an exported graph truncate, so the dividend is never negative: the same for every side."""
+    pixel_values = images(1, 3, 70, 90)
+    maps = F.avg_pool2d(pad_to_stride(pixel_values), 4)
+    for height in range(1, 71):
+        cropped = crop_to_stride(maps, pixel_values[..., :height, :], 4)
+        assert cropped.shape[-2:] == (math.ceil(height / 4), 23)
+
+
+def test_second_derivatives_and_torch_func():
+    model, labels = small_model(), torch.zeros(1, 64, 64, dtype=torch.long)
+    pixel_values = images(1, 3, 64, 64).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(pixel_values).logits.pow(2).sum(), pixel_values, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.pow(2).sum(), pixel_values)
+    assert second.isfinite().all() and second.abs().max() > 0
+
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def loss(parameters):
+        return torch.func.functional_call(
+            model, (parameters, buffers), (pixel_values.detach(),), {"labels": labels}
+        ).loss
+
+    gradients = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), parameters.values(), allow_unused=True)
+    scale = max(gradient.abs().max() for gradient in expected)
+    for name, gradient in zip(parameters, expected):
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * scale.item())

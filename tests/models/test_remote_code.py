@@ -20,6 +20,7 @@ from offseg_hf import (
     OffSegForSemanticSegmentation,
     OffSegImageProcessor,
 )
+from tests.comparison import assert_same_outputs
 from tests.models.test_round_trip import ENCODER, OFFSEG
 
 
@@ -40,8 +41,12 @@ model = AutoModelForSemanticSegmentation.from_pretrained(f"{folder}/offseg", **t
 processor = AutoImageProcessor.from_pretrained(f"{folder}/offseg", **trust)
 # The method itself takes names on the Hub only: before this, it asks there whether the name exists.
 backbone = super(AutoBackbone.__base__, AutoBackbone).from_pretrained(f"{folder}/backbone", **trust)
+# The folder of a segmentation model names the class that takes its encoder alone.
+encoder = super(AutoBackbone.__base__, AutoBackbone).from_pretrained(
+    f"{folder}/offseg", out_features=["stage2", "stage4"], **trust
+)
 segment = pipeline("image-segmentation", model=f"{folder}/offseg", **trust)
-origins = {type(part).__module__ for part in (model, model.config, processor, backbone, segment.model)}
+origins = {type(part).__module__ for part in (model, model.config, processor, backbone, encoder, segment.model)}
 assert all(origin.startswith("transformers_modules.") for origin in origins), origins
 
 inputs = processor(photo, return_tensors="pt")
@@ -49,8 +54,9 @@ with torch.no_grad():
     logits = model(**inputs).logits
     fused = model.fuse()(**inputs).logits
     feature_maps = backbone(inputs.pixel_values).feature_maps
+    encoder_maps = encoder(inputs.pixel_values).feature_maps
 segments = [(segment["label"], np.asarray(segment["mask"])) for segment in segment(photo)]
-torch.save((logits, fused, list(feature_maps)), f"{folder}/outputs.pt")
+torch.save((logits, fused, list(feature_maps), list(encoder_maps)), f"{folder}/outputs.pt")
 np.savez(f"{folder}/segments.npz", **dict(segments))
 
 # What came from the Hub can be saved, with its code, and loaded again.
@@ -101,11 +107,14 @@ def folder(models, tmp_path_factory):
 def test_outputs_are_the_same(models, folder):
     model, backbone, processor = models
     inputs = processor(Image.open(folder / "photo.png"), return_tensors="pt")
-    logits, fused, feature_maps = torch.load(folder / "outputs.pt")
+    logits, fused, feature_maps, encoder_maps = torch.load(folder / "outputs.pt")
     assert torch.equal(logits, model(**inputs).logits)
     torch.testing.assert_close(fused, logits, rtol=0, atol=2e-4)
     expected = backbone(inputs.pixel_values).feature_maps
     assert all(torch.equal(a, b) for a, b in zip(feature_maps, expected, strict=True))
+    encoded = model(inputs.pixel_values, output_hidden_states=True).hidden_states
+    for feature_map, expected in zip(encoder_maps, encoded[1::2], strict=True):
+        assert_same_outputs(feature_map, expected[..., : feature_map.shape[-2], : feature_map.shape[-1]])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .carafe import weighted_gather
-from .layers import ConvNorm, concatenate_convs, frozen, fuse, gelu
+from .layers import ConvNorm, concatenate_convs, frozen, fuse, gelu_in_place
 
 
 NUM_HEADS = 8
@@ -41,8 +41,8 @@ class Attention2d(nn.Module):
         self.key = conv_norm(channels, key_channels)
         self.value = conv_norm(channels, value_channels)
         self.value_local = depthwise(value_channels, value_channels, groups=value_channels)
-        self.talking_head1 = TalkingHeads()
-        self.talking_head2 = TalkingHeads()
+        self.talking_head1 = TalkingHeads(NUM_HEADS, NUM_HEADS, kernel_size=1)
+        self.talking_head2 = TalkingHeads(NUM_HEADS, NUM_HEADS, kernel_size=1)
         self.attention_bias = AttentionBias(grid_size)
         self.project = conv_norm(value_channels, channels)
 
@@ -53,7 +53,7 @@ class Attention2d(nn.Module):
         x = merge_heads(attended, local.shape[-2:]) + local
         if self.stride > 1:
             x = F.interpolate(x, scale_factor=self.stride, mode="bilinear")
-        return self.project(gelu(x))
+        return self.project(gelu_in_place(x))
 
     def project_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.query(x), self.key(x), self.value(x)
@@ -97,13 +97,11 @@ class FusedAttention2d(Attention2d):
 
 class TalkingHeads(nn.Conv2d):
     """A 1x1 convolution over pairs of positions that mixes the heads (https://arxiv.org/abs/2003.02436), done as the
-    small product that it is."""
-
-    def __init__(self):
-        super().__init__(NUM_HEADS, NUM_HEADS, 1)
+    small product that it is. Made as any convolution is, so that adapters can make more of it."""
 
     def forward(self, attention: Tensor) -> Tensor:
-        return mix_heads(self.weight.flatten(1), attention) + self.bias[:, None, None]
+        mixed = mix_heads(self.weight.flatten(1), attention)
+        return mixed if self.bias is None else mixed + self.bias[:, None, None]
 
 
 class AttentionDownsample(nn.Module):
@@ -130,7 +128,7 @@ class AttentionDownsample(nn.Module):
         value = self.value(x)
         local = self.value_local(value)
         attended = attend_in_chunks(self.attend, self.query(x), self.key(x), value, self.attention_bias)
-        return self.project(gelu(merge_heads(attended, local.shape[-2:]) + local))
+        return self.project(gelu_in_place(merge_heads(attended, local.shape[-2:]) + local))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         # Kernels that never hold the whole attention map want keys as long as values: zeros do not change a product.
@@ -227,7 +225,7 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
-    """(heads, heads), (batch, heads, queries, keys) -> (batch, heads, queries, keys)."""
+    """(new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
     return torch.einsum("gh,bhqk->bgqk", mixing, attention)
 
 

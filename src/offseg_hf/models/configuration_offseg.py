@@ -9,6 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_offset import OffsetConfigMixin
+
 
 ENCODER_SIZES = {
     "s0": {
@@ -53,7 +55,7 @@ OFFSEG_SIZES = {
 }
 
 
-class EncoderConfig(BackboneConfigMixin, PreTrainedConfig):
+class EncoderConfig(OffsetConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     """The fields that describe an EfficientFormerV2, shared by the backbone and by OffSeg; by default an S1."""
 
     num_channels: int = 3
@@ -88,6 +90,11 @@ class EncoderConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "EfficientFormerV2 has four stages: expected 4 hidden_sizes, 4 depths and 4 lists of mlp_ratios, got "
                 f"{len(self.hidden_sizes)}, {len(self.depths)} and {len(self.mlp_ratios)}"
+            )
+        if min(self.hidden_sizes) < 2 or min(self.depths) < 0 or self.num_channels < 1:
+            raise ValueError(
+                "expected hidden_sizes of at least 2, depths of at least 0 and num_channels of at least 1, got "
+                f"{self.hidden_sizes}, {self.depths} and {self.num_channels}"
             )
         for stage, (depth, ratios) in enumerate(zip(self.depths, self.mlp_ratios)):
             if len(ratios) != depth:
@@ -198,6 +205,11 @@ class OffSegConfig(EncoderConfig):
             raise ValueError(
                 f"lateral_channels wants one number per stage ({len(self.hidden_sizes)}), got {self.lateral_channels}"
             )
+        # Their maps are normalised in 32 groups of channels.
+        if any(channels < 32 or channels % 32 for channels in self.lateral_channels):
+            raise ValueError(f"lateral_channels must be positive multiples of 32, got {self.lateral_channels}")
+        if self.decoder_hidden_size < 32 or self.decoder_hidden_size % 32:
+            raise ValueError(f"decoder_hidden_size must be a positive multiple of 32, got {self.decoder_hidden_size}")
 
 
 def _row(table: dict[str, dict], size: str) -> dict:

@@ -8,12 +8,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .configuration_offset import OffsetConfigMixin
+
 
 BASE_MODEL_TYPES = ("maskformer", "mask2former", "eomt", "eomt_dinov3")
 
 
 @strict
-class OffsetAlignmentConfig(PreTrainedConfig):
+class OffsetAlignmentConfig(OffsetConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`OffsetAlignmentForUniversalSegmentation`]. By default a Mask2Former with offset alignment.
 

@@ -4,13 +4,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .configuration_offset import OffsetConfigMixin
+
 
 # What code outside of the model reads from its configuration and the wrapped model from its own: kept equal.
 SHARED = ("id2label", "label2id", "num_labels", "output_hidden_states", "output_attentions", "return_dict")
 
 
 @strict
-class OffsetLearningConfig(PreTrainedConfig):
+class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`OffsetLearningForSemanticSegmentation`]: that of the model whose classifier was replaced, and
     how. [`apply_offset_learning`] makes it.

@@ -9,6 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Mask2FormerConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_offset import OffsetConfigMixin
+
 
 SWIN_SIZES = {
     "swin-t": {
@@ -23,7 +25,7 @@ SWIN_SIZES = {
 
 
 @strict
-class OffsetMask2FormerConfig(Mask2FormerConfig):
+class OffsetMask2FormerConfig(OffsetConfigMixin, Mask2FormerConfig):
     r"""
     Configuration of [`OffsetMask2FormerForUniversalSegmentation`]: that of a Mask2Former, whose fields see in
     [`~transformers.Mask2FormerConfig`], and of the alignment between masks and pixels. By default with a Swin-T.

@@ -8,6 +8,8 @@ Transformers" (https://arxiv.org/abs/2105.15203). Figures from HVision-NKU/OffSe
 from huggingface_hub.dataclasses import strict
 from transformers import SegformerConfig
 
+from .configuration_offset import OffsetConfigMixin
+
 
 SEGFORMER_SIZES = {
     "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2]},
@@ -21,7 +23,7 @@ PER_STAGE = ("depths", "hidden_sizes", "num_attention_heads", "sr_ratios", "patc
 
 
 @strict
-class OffsetSegformerConfig(SegformerConfig):
+class OffsetSegformerConfig(OffsetConfigMixin, SegformerConfig):
     r"""
     Configuration of [`OffsetSegformerForSemanticSegmentation`]: that of SegFormer, whose encoder it describes, and the
     fields below. By default a B0.
@@ -65,10 +67,6 @@ class OffsetSegformerConfig(SegformerConfig):
     # Trainer and pipelines gather every output that is not named here; the sizes are an echo of the input.
     keys_to_ignore_at_inference = ["hidden_states", "image_sizes"]
 
-    def __post_init__(self, **kwargs):
-        kwargs.pop("model_type", None)  # read from a SegFormer's config.json, it would hide ours
-        super().__post_init__(**kwargs)
-
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "OffsetSegformerConfig":
         """The configuration of `size`, one of b0 to b5; `kwargs` override its fields."""
@@ -88,6 +86,8 @@ class OffsetSegformerConfig(SegformerConfig):
                     "hidden_sizes must be multiples of num_attention_heads, stage by stage: got "
                     f"{self.hidden_sizes} and {self.num_attention_heads}"
                 )
+        if self.decoder_hidden_size < 1:
+            raise ValueError(f"decoder_hidden_size must be at least 1, got {self.decoder_hidden_size}")
         if not self.reshape_last_stage:
             raise ValueError("the pixel decoder reads the last stage as a map: reshape_last_stage must be True")
 

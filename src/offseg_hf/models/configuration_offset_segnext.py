@@ -9,6 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_offset import OffsetConfigMixin
+
 
 MSCAN_SIZES = {
     "t": {"hidden_sizes": [32, 64, 160, 256], "depths": [3, 3, 5, 2], "drop_path_rate": 0.1},
@@ -24,7 +26,7 @@ SEGNEXT_SIZES = {
 }
 
 
-class MscanEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
+class MscanEncoderConfig(OffsetConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     """The fields that describe an MSCAN, shared by the backbone and by SegNeXt; by default an MSCAN-T."""
 
     num_channels: int = 3
@@ -51,6 +53,11 @@ class MscanEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "MSCAN has four stages: expected 4 hidden_sizes, 4 depths and 4 mlp_ratios, got "
                 f"{len(self.hidden_sizes)}, {len(self.depths)} and {len(self.mlp_ratios)}"
+            )
+        if min(self.hidden_sizes) < 2 or min(self.depths) < 0 or self.num_channels < 1:
+            raise ValueError(
+                "expected hidden_sizes of at least 2, depths of at least 0 and num_channels of at least 1, got "
+                f"{self.hidden_sizes}, {self.depths} and {self.num_channels}"
             )
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention2d, AttentionDownsample
-from .layers import ConvNorm, DropPath, FixedBatchNorm2d, fuse, gelu, scale_output
+from .layers import ConvAdd, ConvGelu, ConvNorm, DropPath, FixedBatchNorm2d, fuse, scale_output, with_class
 
 
 class EfficientFormerV2Encoder(nn.Module):
@@ -73,7 +74,10 @@ class Stem(nn.Module):
         self.conv2 = conv_norm(out_channels // 2, out_channels, kernel_size=3, stride=2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return gelu(self.conv2(gelu(self.conv1(pixel_values))))
+        return F.gelu(self.conv2(F.gelu(self.conv1(pixel_values))))
+
+    def fused(self) -> nn.Module:
+        return nn.Sequential(*(with_class(fuse(conv), ConvGelu) for conv in (self.conv1, self.conv2)))
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -104,13 +108,12 @@ class EncoderBlock(GradientCheckpointingLayer):
 
     def fused(self) -> nn.Module:
         """The same block with its scales inside of the convolutions that end its branches."""
-        mlp = fuse(self.mlp)
-        scale_output(mlp.project, self.mlp_scale)
+        mlp = FusedConvMlp(self.mlp, self.mlp_scale)
         if self.attention is None:
-            return Residual(mlp)
+            return mlp
         attention = fuse(self.attention)
         scale_output(attention.project, self.attention_scale)
-        return nn.Sequential(Residual(attention), Residual(mlp))
+        return nn.Sequential(Residual(attention), mlp)
 
 
 class Residual(nn.Module):
@@ -121,7 +124,7 @@ class Residual(nn.Module):
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(x).add_(x)
+        return x + self.branch(x)
 
 
 class ConvMlp(nn.Module):
@@ -134,7 +137,21 @@ class ConvMlp(nn.Module):
         self.project = conv_norm(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(gelu(self.depthwise(gelu(self.expand(x)))))
+        return self.project(F.gelu(self.depthwise(F.gelu(self.expand(x)))))
+
+
+class FusedConvMlp(nn.Module):
+    """A feed-forward layer at inference, with its scale and its shortcut."""
+
+    def __init__(self, mlp: ConvMlp, scale: Tensor):
+        super().__init__()
+        self.expand = with_class(fuse(mlp.expand), ConvGelu)
+        self.depthwise = with_class(fuse(mlp.depthwise), ConvGelu)
+        self.project = with_class(fuse(mlp.project), ConvAdd)
+        scale_output(self.project, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.depthwise(self.expand(x)), x)
 
 
 class Downsample(nn.Module):

@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .layers import ConvNorm, DropPath, frozen, gelu, scale_output
+from .layers import (
+    ConvAdd,
+    ConvGelu,
+    ConvNorm,
+    DropPath,
+    channels_last,
+    frozen,
+    scale_and_shift,
+    scale_output,
+    with_class,
+)
 
 
 STRIP_SIZES = (7, 11, 21)
@@ -67,8 +77,7 @@ class Stem(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         # Channels last in memory: 1x1 convolutions and the layer norms read pixels as rows.
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.conv2(gelu(self.conv1(pixel_values)))
+        return self.conv2(F.gelu(self.conv1(channels_last(pixel_values))))
 
 
 class MscaBlock(GradientCheckpointingLayer):
@@ -100,17 +109,23 @@ class FusedMscaBlock(nn.Module):
 
     def __init__(self, block: MscaBlock):
         super().__init__()
-        self.attention, self.mlp = block.attention, block.mlp
-        scale, shift = fold_into_next(block.attention_norm, self.attention.in_proj)
-        scale_output(self.attention.out_proj, block.attention_scale)
-        self.attention.out_proj.bias += block.attention_scale.flatten() * shift
+        attention, mlp = block.attention, block.mlp
+        scale, shift = fold_into_next(block.attention_norm, attention.in_proj)
+        scale_output(attention.out_proj, block.attention_scale)
+        attention.out_proj.bias += block.attention_scale.flatten() * shift
         self.shortcut_scale = frozen(1 + block.attention_scale * scale[:, None, None])
-        fold_into_next(block.mlp_norm, self.mlp.expand)
-        scale_output(self.mlp.project, block.mlp_scale)
+        self.in_proj = with_class(attention.in_proj, ConvGelu)
+        self.gate = attention.gate
+        self.out_proj = with_class(attention.out_proj, ConvAdd)
+        fold_into_next(block.mlp_norm, mlp.expand)
+        scale_output(mlp.project, block.mlp_scale)
+        self.expand = mlp.expand
+        self.depthwise = with_class(mlp.depthwise, ConvGelu)
+        self.project = with_class(mlp.project, ConvAdd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attention.attend(x).addcmul_(x, self.shortcut_scale)
-        return self.mlp(x).add_(x)
+        x = self.out_proj(self.gate(self.in_proj(x)), x * self.shortcut_scale)
+        return self.project(self.depthwise(self.expand(x)), x)
 
 
 class MultiScaleAttention(nn.Module):
@@ -123,10 +138,7 @@ class MultiScaleAttention(nn.Module):
         self.out_proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attend(x)
-
-    def attend(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.gate(gelu(self.in_proj(x))))
+        return x + self.out_proj(self.gate(F.gelu(self.in_proj(x))))
 
 
 class MultiScaleGate(nn.Module):
@@ -162,7 +174,7 @@ class ConvMlp(nn.Module):
         self.project = nn.Conv2d(hidden_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(gelu(self.depthwise(self.expand(x))))
+        return self.project(F.gelu(self.depthwise(self.expand(x))))
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -176,8 +188,7 @@ class LayerNorm2d(nn.LayerNorm):
 def fold_into_next(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Lets `conv` (1x1, so that there is no padding that a norm would not reach) do the work of the batch norm before
     it, in place and for inference; returns the factor and the summand per channel (channels,) that the norm was."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
+    scale, shift = scale_and_shift(norm)
     conv.bias = frozen(conv.bias + conv.weight.flatten(1) @ shift)
     conv.weight = frozen(conv.weight * scale[:, None, None])
     return scale, shift

@@ -5,15 +5,19 @@ fixed-point arithmetic whose rounding decides labels at class borders. `resize_b
 by bit (compared with OpenCV 4.11 and 5.0). Source: OpenCV, modules/imgproc/src/resize.cpp.
 """
 
+import base64
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from io import BytesIO
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
 # OpenCV's fixed point: interpolation weights are integers of 11 bits.
@@ -28,11 +32,60 @@ WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MODE_BEFORE_RGB = {"P": "RGBA", "RGBa": "RGBA", "La": "LA"}
 
 
-def to_list(images: Any, ndim: int) -> list[Image.Image | np.ndarray | Tensor]:
+# Seconds that a server may take for every part of its answer.
+URL_TIMEOUT = 60.0
+
+Picture = Image.Image | np.ndarray | Tensor
+
+
+def to_list(images: Any, ndim: int) -> list[Any]:
     """A flat list of images out of one, an array of one dimension more than `ndim`, or (nested) lists of images."""
     if isinstance(images, np.ndarray | Tensor) and images.ndim == ndim + 1:
         return list(images)
     return list(_flatten(images))
+
+
+def open_picture(source: Any, timeout: float | None = URL_TIMEOUT) -> Picture:
+    """A picture from a path, a URL or base64 text (with "data:image/...," before it or not); others as they are.
+
+    Nothing of it is converted: transformers' `load_image` makes colours of label maps, and saturates 16 bits.
+    timeout: seconds that a server may take. Raises ValueError that says why there is no picture.
+    """
+    if isinstance(source, Picture):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(
+            "expected PIL images, numpy arrays, torch tensors, paths, URLs, base64 text, or lists of them, "
+            f"got {type(source).__name__}"
+        )
+    text = os.fspath(source)
+    try:
+        if isinstance(text, str) and text.startswith(("http://", "https://")):
+            return Image.open(BytesIO(_download(text, timeout)))
+        if os.path.isfile(text):
+            return Image.open(text)
+        if os.path.exists(text):
+            raise ValueError("expected the file of an image, got a folder")
+        return Image.open(BytesIO(_decode_base64(text)))
+    except Image.UnidentifiedImageError:
+        raise ValueError("not an image, or of a format that Pillow does not know") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise almost anything on broken files
+        raise error if isinstance(error, ValueError) else ValueError(f"cannot be opened: {error}") from error
+
+
+def read_from(
+    source: Any, place: str, read: Callable[[Picture], np.ndarray], timeout: float | None = URL_TIMEOUT
+) -> np.ndarray:
+    """`read` of the picture that `source` is or names; errors say `place`, and the path or URL if there is one."""
+    try:
+        return read(open_picture(source, timeout))
+    except ValueError as error:
+        is_text = isinstance(source, str | os.PathLike)
+        name = os.fsdecode(source) if is_text else str(getattr(source, "filename", "") or "")
+        name = name if len(name) <= 300 else f"{name[:40]}..."  # base64 text
+        raise ValueError(f"{place} ({name}): {error}" if name else f"{place}: {error}") from error
 
 
 def read_image(
@@ -47,6 +100,7 @@ def read_image(
     values. The result may share memory with the input. Raises ValueError for what is not an image.
     """
     if isinstance(image, Image.Image):
+        image = _decoded(image)
         _check_not_empty(image.size[::-1])
         array = _pil_to_array(image, convert_rgb)
         input_data_format = ChannelDimension.LAST
@@ -66,8 +120,8 @@ def read_image(
 
 
 def read_label_map(label_map: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """A label map as int64 (height, width). Of a palette image the indices count, not the colours."""
-    array = np.array(label_map) if isinstance(label_map, Image.Image) else _to_numpy(label_map)
+    """A label map as int64 (height, width), upright. Of a palette image the indices count, not the colours."""
+    array = np.array(_decoded(label_map)) if isinstance(label_map, Image.Image) else _to_numpy(label_map)
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array.squeeze(0 if array.shape[0] == 1 else -1)
     if array.ndim != 2:
@@ -137,20 +191,40 @@ def resize_nearest(label_map: np.ndarray, height: int, width: int) -> np.ndarray
     return label_map[rows[:, None], columns]
 
 
-def _flatten(images: Any) -> Iterator[Image.Image | np.ndarray | Tensor]:
+def _flatten(images: Any) -> Iterator[Any]:
     if isinstance(images, list | tuple):
         for image in images:
             yield from _flatten(image)
-    elif isinstance(images, str | os.PathLike):
-        # Files not through load_image: that turns label maps into colours and saturates 16 bits.
-        yield Image.open(images) if os.path.isfile(images) else load_image(str(images))
-    elif isinstance(images, Image.Image | np.ndarray | Tensor):
-        yield images
     else:
-        raise ValueError(
-            "expected PIL images, numpy arrays, torch tensors, paths, URLs, or lists of them, "
-            f"got {type(images).__name__}"
-        )
+        yield images
+
+
+def _download(url: str, timeout: float | None) -> bytes:
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "offseg-hf"}), timeout=timeout) as response:
+            return response.read()
+    except (OSError, HTTPException, ValueError) as error:
+        raise ValueError(f"cannot be fetched: {error or type(error).__name__}") from error
+
+
+def _decode_base64(text: str | bytes) -> bytes:
+    try:
+        if isinstance(text, str) and text.startswith("data:image/"):
+            text = text.partition(",")[2]
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (ValueError, TypeError):
+        raise ValueError("no such file, and neither a URL nor base64 text") from None
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """An image read to its end, and upright: its EXIF data may say that it is to be turned."""
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files
+        raise ValueError(f"cannot be decoded: {error}") from error
 
 
 def linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,7 +241,6 @@ def fixed_point(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pil_to_array(image: Image.Image, convert_rgb: bool) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
     if image.mode in WIDE_MODES:
         array = np.asarray(image)
         low, high = array.min(), array.max()

@@ -4,6 +4,7 @@ Keep-ratio resize as OpenCV does it, normalisation, and the windows through whic
 (HVision-NKU/OffSeg @ 1414f6d: `SegDataPreProcessor`, `EncoderDecoder.slide_inference`, `postprocess_result`).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
+from .configuration_offset import refuse_name, refuse_near_names
 from .image_operations import (
     keep_ratio_size,
     pad_label_map,
+    read_from,
     read_image,
     read_label_map,
     reduce_labels,
@@ -41,6 +44,13 @@ logger = logging.get_logger(__name__)
 
 # Upsampled logits are compared for as many classes at a time as fit into this many values: 64 MiB of float32.
 MAX_UPSAMPLED_LOGITS = 2**24
+
+# Settings that transformers has for all image processors, and that would have no effect here.
+WITHOUT_EFFECT = {
+    "crop_size": "images are not cropped, crop them before",
+    "disable_grouping": "images are never grouped",
+    "image_seq_length": "it is for models of text",
+}
 
 
 class OffSegImageProcessorKwargs(ImagesKwargs, total=False):
@@ -93,7 +103,29 @@ class OffSegImageProcessor(PilBackend):
     do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[OffSegImageProcessorKwargs]):
+        if "image_processor_type" not in kwargs:  # a saved one, which may have settings of a newer version
+            self._check_names(kwargs)
         super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._settings()})
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs):
+        """As every image processor's; of `kwargs` that are no settings, those that nearly are one are refused."""
+        processor, unused = super().from_dict(image_processor_dict, return_unused_kwargs=True, **kwargs)
+        if return_unused_kwargs:
+            return processor, unused
+        refuse_near_names(cls.__name__, unused.keys() - set(cls._settings()), cls._settings())
+        return processor
+
+    @classmethod
+    def _settings(cls) -> list[str]:
+        return list(cls.valid_kwargs.__annotations__)
+
+    @classmethod
+    def _check_names(cls, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in cls._settings():
+                refuse_name(cls.__name__, name, [known for known in cls._settings() if known not in WITHOUT_EFFECT])
 
     def preprocess(
         self,
@@ -105,15 +137,26 @@ class OffSegImageProcessor(PilBackend):
 
         images: one or a list of PIL images (any mode), paths, URLs, or numpy arrays and torch tensors (height, width),
             (height, width, channels) or (channels, height, width), of booleans, integers in 0..255, uint16 or floats;
-            or an array of several. `read_image` says what becomes of alpha, 16 bits and EXIF rotation.
-        segmentation_maps: as many label maps, (height, width) each, of the sizes of their images.
+            or an array of several. `read_image` says what becomes of alpha, 16 bits and EXIF rotation: whatever the
+            way in, an image gives the same pixels, upright.
+        segmentation_maps: as many label maps, (height, width) each, of the sizes of their (upright) images.
+        device: where the tensors are to be; the images are prepared on the CPU.
 
         Returns `pixel_values` float32 (batch, 3, height, width), `windows` int64 (batch, num_windows, 4) with boxes
         (top, left, bottom, right), zeros where an image has fewer, `image_sizes` int64 (batch, 2) with the height and
         width of each image within `pixel_values`, and `labels` int64 (batch, height, width).
-        Raises ValueError that names the image or label map at fault.
+        Raises ValueError that names the image, label map or setting at fault.
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        self._check_names(name for name in kwargs if name != "image_like_kwargs")
+        inputs = super().preprocess(images, segmentation_maps, **kwargs)
+        device = kwargs.get("device") or self.device
+        if device is None:
+            return inputs
+        if kwargs.get("return_tensors", self.return_tensors) != TensorType.PYTORCH:
+            raise ValueError(f'device: only tensors have one, pass return_tensors="pt" beside device={str(device)!r}')
+        for name, value in inputs.items():
+            inputs[name] = [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
+        return inputs
 
     def _preprocess_image_like_inputs(
         self,
@@ -160,12 +203,10 @@ class OffSegImageProcessor(PilBackend):
         self, images: ImageInput, do_convert_rgb: bool, input_data_format: str | ChannelDimension | None, **kwargs
     ) -> list[np.ndarray]:
         """Images as uint8 or float32 (channels, height, width)."""
-        arrays = []
-        for index, image in enumerate(to_list(images, ndim=3)):
-            try:
-                arrays.append(read_image(image, do_convert_rgb, input_data_format))
-            except ValueError as error:
-                raise ValueError(f"image {index}: {error}") from error
+        arrays = [
+            read_from(image, f"image {index}", lambda picture: read_image(picture, do_convert_rgb, input_data_format))
+            for index, image in enumerate(to_list(images, ndim=3))
+        ]
         if not arrays:
             raise ValueError("expected at least one image, got none")
         return arrays
@@ -179,10 +220,7 @@ class OffSegImageProcessor(PilBackend):
             raise ValueError(f"expected a label map per image, got {len(segmentation_maps)} for {len(images)} images")
         labels = []
         for index, (segmentation_map, image) in enumerate(zip(segmentation_maps, images)):
-            try:
-                label = read_label_map(segmentation_map)
-            except ValueError as error:
-                raise ValueError(f"label map {index}: {error}") from error
+            label = read_from(segmentation_map, f"label map {index}", read_label_map)
             if label.shape != image.shape[1:]:
                 expected, got = (f"{height} x {width}" for height, width in (image.shape[1:], label.shape))
                 raise ValueError(f"label map {index}: expected {expected} as its image (height x width), got {got}")
@@ -242,15 +280,21 @@ class OffSegImageProcessor(PilBackend):
     ) -> None:
         """Refuse settings that would have no effect, instead of ignoring them."""
         super()._validate_preprocess_kwargs(do_resize=do_resize, size=size, resample=resample, **kwargs)
-        if do_resize and not (size.shortest_edge or (size.height and size.width)):
-            raise ValueError(
-                'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, '
-                f"got {dict(size)}"
-            )
-        if do_resize and resample != PILImageResampling.BILINEAR:
-            raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
         if do_center_crop:
             raise ValueError("do_center_crop: not supported, crop the images before")
+        for name, reason in WITHOUT_EFFECT.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name}: has no effect here, {reason}")
+        if do_resize:
+            lengths = {name: length for name, length in dict(size).items() if length is not None}
+            forms = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"})
+            if set(lengths) not in forms or not all(isinstance(n, int) and n >= 1 for n in lengths.values()):
+                raise ValueError(
+                    'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, of '
+                    f"positive integers, got {lengths}"
+                )
+        if do_resize and resample != PILImageResampling.BILINEAR:
+            raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
         if data_format is not None and data_format != ChannelDimension.FIRST:
             raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
         if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
@@ -272,21 +316,27 @@ class OffSegImageProcessor(PilBackend):
         outputs: with `logits` (batch, num_labels, height, width) and, if the model looked through windows,
             `image_sizes`: they say where in a padded batch the image is.
         target_sizes: (height, width) per image, to which the logits are upsampled bilinearly before the classes are
-            compared; usually the sizes of the original images. Without, label maps have the size of the logits.
+            compared; usually the sizes of the original images, upright. Without, label maps have the size of the
+            logits.
         return_segmentation_scores: return objects with `segmentation` and `segmentation_scores`, the float32 logits
             (num_labels, height, width) it was chosen from. They need memory for all classes at full size.
+
+        Raises ValueError for sizes that are none, and for logits of images that were padded for their batch, where
+        the model was not told (`model(**inputs)` tells it).
         """
-        logits = outputs.logits
+        logits = getattr(outputs, "logits", None)
+        if logits is None:
+            raise ValueError(f"expected the outputs of the model, which have `logits`, got {type(outputs).__name__}")
         image_sizes = getattr(outputs, "image_sizes", None)
-        if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(f"expected a target size per image, got {len(target_sizes)} for {len(logits)} images")
+        target_sizes = checked_target_sizes(target_sizes, len(logits))
+        if image_sizes is None and target_sizes is not None:
+            self._refuse_padding(target_sizes, logits.shape[-2:])
         results = []
         for index, image_logits in enumerate(logits):
             if image_sizes is not None:
                 height, width = image_sizes[index].tolist()
                 image_logits = image_logits[:, :height, :width]
-            size = image_logits.shape[1:] if target_sizes is None else target_sizes[index]
-            size = tuple(int(length) for length in size)
+            size = tuple(image_logits.shape[1:]) if target_sizes is None else target_sizes[index]
             if return_segmentation_scores:
                 scores = _upsample(image_logits, size)
                 results.append(
@@ -298,6 +348,27 @@ class OffSegImageProcessor(PilBackend):
                 results.append(_upsampled_argmax(image_logits, size))
         return results
 
+    def _refuse_padding(self, target_sizes: list[tuple[int, int]], map_size: tuple[int, int]) -> None:
+        """Raises ValueError if `map_size` is that of images padded to one size, of which nothing says where they lie:
+        images of `target_sizes`, as these settings prepare them."""
+        if not self.do_pad:
+            return
+        sizes = target_sizes
+        if self.do_resize and self.size.shortest_edge:
+            sizes = [keep_ratio_size(*size, self.size.shortest_edge, self.size.longest_edge) for size in sizes]
+        elif self.do_resize:
+            sizes = [(self.size.height, self.size.width)]
+        padded = tuple(max(lengths) for lengths in zip(*(_round_up(size, self.size_divisor or 1) for size in sizes)))
+        if self.pad_size:
+            padded = (self.pad_size.height, self.pad_size.width)
+        is_whole = all(size == padded for size in sizes)
+        fits = any(_round_up(padded, stride) == tuple(stride * n for n in map_size) for stride in (1, 2, 4, 8))
+        if fits and not is_whole:
+            raise ValueError(
+                f"these images were padded to {padded[0]} x {padded[1]} (height x width), and the model was not told "
+                "where they lie in it: call it as model(**inputs), with all that the image processor returned"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Settings as saved. `AutoImageProcessor` wants code on the Hub named for each of its backends."""
         settings = super().to_dict()
@@ -307,8 +378,29 @@ class OffSegImageProcessor(PilBackend):
         return settings
 
 
+def checked_target_sizes(
+    target_sizes: list[tuple[int, int]] | Tensor | None, num_images: int
+) -> list[tuple[int, int]] | None:
+    """(height, width) per image, as integers; raises ValueError for anything else."""
+    if target_sizes is None:
+        return None
+    given = target_sizes.tolist() if isinstance(target_sizes, Tensor | np.ndarray) else list(target_sizes)
+    try:
+        sizes = [(int(height), int(width)) for height, width in given]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"target_sizes: expected (height, width) for every image, as in [(480, 640)], got {target_sizes!r}"
+        ) from None
+    if len(sizes) != num_images:
+        raise ValueError(f"expected a target size per image, got {len(sizes)} for {num_images} images")
+    wrong = [size for size in sizes if min(size) < 1]
+    if wrong:
+        raise ValueError(f"target_sizes: expected at least 1 x 1 pixels, got {wrong[0]}")
+    return sizes
+
+
 def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    return tuple(-(-length // divisor) * divisor for length in size)
+    return tuple((length + divisor - 1) // divisor * divisor for length in size)
 
 
 def _windows(height: int, width: int, window_size: int | None, window_stride: int | None) -> np.ndarray:

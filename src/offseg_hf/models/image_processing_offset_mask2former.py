@@ -19,7 +19,12 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 from transformers.processing_utils import Unpack
 from transformers.utils import TensorType
 
-from .image_processing_offseg import MAX_UPSAMPLED_LOGITS, OffSegImageProcessor, OffSegImageProcessorKwargs
+from .image_processing_offseg import (
+    MAX_UPSAMPLED_LOGITS,
+    OffSegImageProcessor,
+    OffSegImageProcessorKwargs,
+    checked_target_sizes,
+)
 
 
 MASK_STRIDE = 4  # of the model's masks, in pixels of its input
@@ -119,10 +124,13 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         # Ids of instances make room for the 255 of the padding: any number can be an id.
         return [label_map + IGNORED + 1 for label_map in label_maps] if has_instances else label_maps
 
-    def _validate_preprocess_kwargs(self, window_size: int | None = None, **kwargs) -> None:
-        if window_size is not None:
-            raise ValueError(f"window_size: expected None, as the model sees images whole, got {window_size}")
-        super()._validate_preprocess_kwargs(window_size=window_size, **kwargs)
+    def _validate_preprocess_kwargs(
+        self, window_size: int | None = None, window_stride: int | None = None, **kwargs
+    ) -> None:
+        for name, value in (("window_size", window_size), ("window_stride", window_stride)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None, as the model sees images whole, got {value}")
+        super()._validate_preprocess_kwargs(**kwargs)
 
     def post_process_semantic_segmentation(
         self,
@@ -143,10 +151,10 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         return_segmentation_scores: return objects with `segmentation` and `segmentation_scores`, the float32 scores
             (num_labels, height, width) it was chosen from. They need memory for all classes at full size.
         """
-        _check_target_sizes(target_sizes, len(outputs.class_queries_logits))
+        target_sizes = self._check_outputs(outputs, target_sizes)
         results = []
         for index, (class_logits, mask_logits, image_size) in enumerate(_images_of(outputs)):
-            size = _size(image_size if target_sizes is None else target_sizes[index])
+            size = image_size if target_sizes is None else target_sizes[index]
             class_probs = class_logits.softmax(dim=-1)[:, :-1]  # without the class of what is no object
             mask_probs = _show_image(mask_logits, image_size).sigmoid()
             if return_segmentation_scores:
@@ -159,6 +167,20 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
             else:
                 results.append(_label_map(class_probs, mask_probs, size))
         return results
+
+    def _check_outputs(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | Tensor | None
+    ) -> list[tuple[int, int]] | None:
+        """The target sizes, checked against the outputs."""
+        masks = getattr(outputs, "masks_queries_logits", None)
+        if masks is None:
+            raise ValueError(
+                f"expected the outputs of the model, which have `masks_queries_logits`, got {type(outputs).__name__}"
+            )
+        target_sizes = checked_target_sizes(target_sizes, len(masks))
+        if getattr(outputs, "image_sizes", None) is None and target_sizes is not None:
+            self._refuse_padding(target_sizes, masks.shape[-2:])
+        return target_sizes
 
     def post_process_instance_segmentation(
         self,
@@ -175,7 +197,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         return _per_image(
             Mask2FormerImageProcessorPil().post_process_instance_segmentation,
             outputs,
-            target_sizes,
+            self._check_outputs(outputs, target_sizes),
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
@@ -198,7 +220,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         return _per_image(
             Mask2FormerImageProcessorPil().post_process_panoptic_segmentation,
             outputs,
-            target_sizes,
+            self._check_outputs(outputs, target_sizes),
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
@@ -225,11 +247,6 @@ def _masks_and_classes(
         classes = np.array([class_of[instance] for instance in instances.tolist()], dtype=np.int64)
         ids, classes = ids[classes != no_class], classes[classes != no_class] - do_reduce_labels
     return (label_map == ids[:, None, None]).astype(np.float32), classes.astype(np.int64)
-
-
-def _check_target_sizes(target_sizes: list[tuple[int, int]] | Tensor | None, num_images: int) -> None:
-    if target_sizes is not None and len(target_sizes) != num_images:
-        raise ValueError(f"expected a target size per image, got {len(target_sizes)} for {num_images} images")
 
 
 def _size(size: Any) -> tuple[int, int]:
@@ -280,7 +297,7 @@ def _label_map(class_probs: Tensor, mask_probs: Tensor, size: tuple[int, int]) -
 def _per_image(
     post_process: Callable[..., list[dict]],
     outputs: Any,
-    target_sizes: list[tuple[int, int]] | Tensor | None,
+    target_sizes: list[tuple[int, int]] | None,
     **kwargs,
 ) -> list[dict]:
     """What transformers' `post_process` finds in every image, once the padding is cut off its masks.
@@ -288,7 +305,6 @@ def _per_image(
     On the CPU, as it makes its maps there. It resizes masks to 384 x 384 first; those without padding it gets as they
     are, so that the results are its own.
     """
-    _check_target_sizes(target_sizes, len(outputs.class_queries_logits))
     results = []
     for index, (class_logits, mask_logits, image_size) in enumerate(_images_of(outputs)):
         if image_size != tuple(length * MASK_STRIDE for length in mask_logits.shape[1:]):
@@ -296,7 +312,7 @@ def _per_image(
         image_outputs = SimpleNamespace(
             class_queries_logits=class_logits[None].cpu(), masks_queries_logits=mask_logits[None].cpu()
         )
-        target_size = _size(image_size if target_sizes is None else target_sizes[index])
+        target_size = image_size if target_sizes is None else target_sizes[index]
         results += post_process(image_outputs, target_sizes=[target_size], **kwargs)
     return results
 

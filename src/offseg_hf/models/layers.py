@@ -28,12 +28,11 @@ class ConvNorm(nn.Sequential):
         self.norm = norm(out_channels)
 
     def fused(self) -> nn.Module:
-        """The one convolution that equals this pair at inference; the pair itself if the norm is not a batch norm."""
-        if not isinstance(self.norm, nn.BatchNorm2d):
+        """The one convolution that equals this pair at inference; the pair itself if the norm looks at the image."""
+        if isinstance(self.norm, nn.GroupNorm):
             return self
-        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        scale, shift = scale_and_shift(self.norm)
         conv = deepcopy(self.conv)
-        shift = self.norm.bias - self.norm.running_mean * scale
         conv.weight = frozen(scale[:, None, None, None] * self.conv.weight)
         conv.bias = frozen(shift if self.conv.bias is None else shift + scale * self.conv.bias)
         return conv
@@ -44,11 +43,42 @@ def lateral_convs(in_channels: list[int], out_channels: list[int], norm: Callabl
     return nn.ModuleList(ConvNorm(i, o, bias=False, norm=norm) for i, o in zip(in_channels, out_channels))
 
 
-class FixedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that normalises by its running statistics in training too; weight and bias are trained."""
+class FixedBatchNorm2d(nn.Module):
+    """A batch norm that normalises by its running statistics in training too; weight and bias are trained.
+
+    Saved as an `nn.BatchNorm2d` is, but none: what walks over those would let the statistics learn (`update_bn`,
+    `convert_sync_batchnorm`).
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+
+class ConvGelu(nn.Conv2d):
+    """A convolution and the GELU of what it gives, at inference: in place, as nobody has seen it yet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_(super().forward(x))
+
+
+class ConvAdd(nn.Conv2d):
+    """A convolution that ends a residual branch, at inference, and the shortcut that is added to what it gives."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return super().forward(x).add_(shortcut)
 
 
 class DropPath(nn.Module):
@@ -70,8 +100,13 @@ class DropPath(nn.Module):
         return f"probability={self.probability:.3f}"
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU of a tensor that nothing else reads; without gradients in place, which spares memory traffic."""
+def channels_last(x: Tensor) -> Tensor:
+    """Maps (batch, channels, height, width) whose pixels are rows in memory, by operations that vmap knows."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def gelu_in_place(x: Tensor) -> Tensor:
+    """GELU of a tensor that no module has returned, as hooks keep what modules return; with gradients of a copy."""
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
@@ -84,10 +119,37 @@ def concatenate_convs(convs: list[nn.Conv2d]) -> nn.Conv2d:
     return conv
 
 
+def with_class(conv: nn.Module, conv_class: type[nn.Conv2d]) -> nn.Conv2d:
+    """A convolution for inference of another class, with the weights of `conv`."""
+    _check_conv(conv)
+    options = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    copy = conv_class(**{name: getattr(conv, name) for name in options}, padding_mode=conv.padding_mode, device="meta")
+    copy.weight, copy.bias = frozen(conv.weight), None if conv.bias is None else frozen(conv.bias)
+    return copy.train(conv.training)
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The factor and the summand per channel (channels,) that a batch norm is at inference."""
+    known = nn.BatchNorm2d | nn.SyncBatchNorm | FixedBatchNorm2d
+    if not isinstance(norm, known) or norm.running_var is None or norm.weight is None:
+        raise ValueError(
+            f"fuse() expected a batch norm with weights and running statistics, got {norm}: fuse the model before its "
+            "parts are replaced"
+        )
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
 def scale_output(conv: nn.Conv2d, scale: Tensor) -> None:
     """Multiplies what `conv` gives by `scale` (out_channels, 1, 1), in place and for inference."""
+    _check_conv(conv)
     conv.weight = frozen(scale[:, None] * conv.weight)
     conv.bias = frozen(scale.flatten() * conv.bias)
+
+
+def _check_conv(module: nn.Module) -> None:
+    if not isinstance(module, nn.Conv2d):
+        raise ValueError(f"fuse() expected a convolution, got {module}: fuse the model before its parts are replaced")
 
 
 def frozen(value: Tensor) -> nn.Parameter:

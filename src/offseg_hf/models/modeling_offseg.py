@@ -15,6 +15,8 @@ from .attention import AttentionBias
 from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
 from .encoder_backbone import EncoderBackboneMixin
 from .encoder_efficientformer_v2 import ConvMlp, EfficientFormerV2Encoder, EncoderBlock
+from .inner_model import CodeOfBackboneMixin
+from .layers import FixedBatchNorm2d, channels_last
 from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder
 from .pixel_decoder_mlp import MlpPixelDecoder
@@ -35,6 +37,10 @@ class OffSegPreTrainedModel(WeightInitializationMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderBlock", "FreqFusion"]
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The stem, which is to images what embeddings are to tokens."""
+        return self.encoder.stem
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """As in the official code; parents come after their children and overrule them."""
@@ -46,6 +52,11 @@ class OffSegPreTrainedModel(WeightInitializationMixin, PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
             super()._init_weights(module)
+        elif isinstance(module, FixedBatchNorm2d):
+            for ones, zeros in ((module.weight, module.bias), (module.running_var, module.running_mean)):
+                init.ones_(ones)
+                init.zeros_(zeros)
+            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, ConvMlp):
             for conv in (module.expand.conv, module.project.conv):
                 init.trunc_normal_(conv.weight, std=std)
@@ -97,10 +108,11 @@ class OffSegBackbone(EfficientFormerV2Backbone):
     _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
 
-class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedModel):
+class OffSegForSemanticSegmentation(CodeOfBackboneMixin, SemanticSegmentationMixin, OffSegPreTrainedModel):
     """OffSeg, the paper's Figure 4: an encoder, a pixel decoder and offset learning."""
 
     config: OffSegConfig
+    backbone_code = "modeling_offseg.OffSegBackbone"
 
     def __init__(self, config: OffSegConfig):
         super().__init__(config)
@@ -144,14 +156,14 @@ def pad_to_stride(pixel_values: Tensor) -> Tensor:
     height, width = pixel_values.shape[-2:]
     # Not `-width % STRIDE`: torch.compile cannot do with what may be negative.
     right, bottom = ((STRIDE - length % STRIDE) % STRIDE for length in (width, height))
-    padded = F.pad(pixel_values, (0, right, 0, bottom))
-    return padded.contiguous(memory_format=torch.channels_last)
+    return channels_last(F.pad(pixel_values, (0, right, 0, bottom)))
 
 
 def crop_to_stride(x: Tensor, pixel_values: Tensor, stride: int) -> Tensor:
     """The part of `x`, a map at `stride` of the padded image, that shows the image."""
-    height, width = pixel_values.shape[-2:]
-    return x[..., : -(-height // stride), : -(-width // stride)]
+    # Not `-(-height // stride)`: an exported graph divides towards zero.
+    height, width = ((length + stride - 1) // stride for length in pixel_values.shape[-2:])
+    return x[..., :height, :width]
 
 
 __all__ = [

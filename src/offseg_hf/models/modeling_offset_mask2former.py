@@ -73,6 +73,10 @@ class OffsetMask2FormerForUniversalSegmentation(
         }
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's, which Mask2Former does not name."""
+        return self.model.pixel_level_module.encoder.get_input_embeddings()
+
     def initialize_offsets(self, module: OffsetAlignment) -> None:
         if self.config.start_without_offsets:
             module.start_without_offsets()

@@ -27,6 +27,10 @@ class OffsetSegformerPreTrainedModel(WeightInitializationMixin, ModuleNamesMixin
 
     config: OffsetSegformerConfig
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The projection of patches, which is to images what embeddings are to tokens."""
+        return self.segformer.stages[0].patch_embeddings.proj
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """As in the official code; the model itself comes last and overrules the encoder's own initialisation."""

@@ -13,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_offset_segnext import MscanConfig, MscanEncoderConfig, OffsetSegNextConfig
 from .encoder_backbone import EncoderBackboneMixin
 from .encoder_mscan import MscaBlock, MscanEncoder
+from .inner_model import CodeOfBackboneMixin
 from .offset_learning import OffsetLearning
 from .pixel_decoder_hamburger import HamburgerPixelDecoder, NonNegativeMatrixFactorization
 from .semantic_segmentation import SemanticSegmentationMixin
@@ -27,6 +28,10 @@ class OffsetSegNextPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["MscaBlock", "Hamburger"]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The stem, which is to images what embeddings are to tokens."""
+        return self.encoder.stem
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -73,10 +78,13 @@ class OffsetSegNextBackbone(MscanBackbone):
     _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
 
-class OffsetSegNextForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegNextPreTrainedModel):
+class OffsetSegNextForSemanticSegmentation(
+    CodeOfBackboneMixin, SemanticSegmentationMixin, OffsetSegNextPreTrainedModel
+):
     """SegNeXt whose classifier is offset learning: an encoder, a pixel decoder and offset learning."""
 
     config: OffsetSegNextConfig
+    backbone_code = "modeling_offset_segnext.OffsetSegNextBackbone"
 
     def __init__(self, config: OffsetSegNextConfig):
         super().__init__(config)

@@ -38,10 +38,10 @@ class FreqFusionPixelDecoder(nn.Module):
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
         """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
-        *finer, fused = [conv(feature_map).relu_() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
+        *finer, fused = [conv(feature_map).relu() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
         for fusion, feature_map in zip(self.fusions, reversed(finer)):
             fused = fusion(feature_map, fused)
-        return self.output_conv(fused).relu_()
+        return self.output_conv(fused).relu()
 
 
 class FreqFusion(GradientCheckpointingLayer):

@@ -35,8 +35,8 @@ class HamburgerPixelDecoder(nn.Module):
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
         """Feature maps, the last of which have `in_channels` -> (batch, out_channels, height, width) of the first of
         those that are used."""
-        x = self.squeeze(feature_maps[-self.num_maps :]).relu_()
-        return self.output_conv(self.hamburger(x)).relu_()
+        x = self.squeeze(feature_maps[-self.num_maps :]).relu()
+        return self.output_conv(self.hamburger(x)).relu()
 
 
 class Squeeze(ConvNorm):
@@ -83,7 +83,7 @@ class Hamburger(nn.Module):
         self.out_proj = ConvNorm(channels, channels, bias=False, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        low_rank = self.factorization(self.in_proj(x).relu_())
+        low_rank = self.factorization(self.in_proj(x).relu())
         return (x + self.out_proj(low_rank)).relu_()
 
 

@@ -30,7 +30,7 @@ class MlpPixelDecoder(nn.Module):
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
         """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
-        laterals = [conv(feature_map).relu_() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
+        laterals = [conv(feature_map).relu() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
         size = laterals[0].shape[-2:]
         upsampled = [F.interpolate(lateral, size=size, mode="bilinear") for lateral in laterals]
-        return self.output_conv(torch.cat(upsampled, dim=1)).relu_()
+        return self.output_conv(torch.cat(upsampled, dim=1)).relu()

@@ -8,7 +8,8 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -92,8 +93,14 @@ class SemanticSegmentationMixin:
 
         What is constant at inference (batch norms, layer scales, query scales) is folded into the convolutions beside
         it, or kept. The copy can be moved, cast and compiled, but neither trained nor saved.
+
+        Raises ValueError for a model that is not all there, or of which others have made something else.
         """
-        model = fuse(deepcopy(self).eval().requires_grad_(False))
+        check_fusible(self)
+        model = deepcopy(self).eval().requires_grad_(False)
+        if self.is_fused:
+            return model
+        model = fuse(model)
         model.is_fused = True
         return model
 
@@ -103,6 +110,38 @@ class SemanticSegmentationMixin:
         if self.is_fused:
             raise ValueError("a fused model is for inference only and cannot be saved: save the model it was made of")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def check_fusible(model: nn.Module) -> None:
+    """Raises ValueError where fusing would lose or not find what a part of the model computes with."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise ValueError(
+                f"fuse() needs all weights, and {name} is on the meta device: load the model without offloading "
+                "(without device_map, or with all of it on one device)"
+            )
+        if type(value.detach()) is not Tensor:
+            raise ValueError(
+                f"fuse() wants plain tensors, and {name} is a {type(value.detach()).__name__}: fuse the model before "
+                "it is quantized or sharded"
+            )
+    own = (__name__.rpartition(".")[0], "torch.nn.modules", "transformers")
+    for name, module in model.named_modules():
+        if is_parametrized(module) or any(isinstance(value, Tensor) for value in vars(module).values()):
+            raise ValueError(
+                f"fuse() wants weights that are parameters, and those of {name} are computed from others: make what "
+                "parametrizes or prunes them permanent before (remove_parametrizations, prune.remove)"
+            )
+        if not type(module).__module__.startswith(own):
+            raise ValueError(
+                f"fuse() knows nothing of {name}, a {type(module).__module__}.{type(module).__name__}: take it out "
+                "before (an adapter with merge_and_unload())"
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"fuse() cannot keep what has replaced the forward of {name or 'the model'}: load the model without "
+                "device_map, or take the hooks off (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
+            )
 
 
 def segmentation_loss(
