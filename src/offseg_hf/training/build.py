@@ -67,6 +67,8 @@ def build_model(recipe: Recipe, labels: LabelSet) -> tuple[PreTrainedModel, Base
     model = auto_model_class(config).from_pretrained(
         checkpoint, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **own
     )
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # out of the file into aligned memory: a resumed training rounds alike
     return model, AutoImageProcessor.from_pretrained(checkpoint, **own, **recipe.model.image_processor)
 
 
