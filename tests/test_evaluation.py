@@ -1,10 +1,7 @@
 """Evaluation: the numbers of a plain loop, the same from any number of processes, and the files that come of it."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -53,6 +50,7 @@ from offseg_hf.metrics import MeanIoU
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear
 from offseg_hf.models.sliding_window import sliding_windows
 from tests.comparison import assert_same_counts, sure_pixels
+from tests.processes import run_together
 from tests.semantic_models import LABELS, pass_signals
 from tests.semantic_models import small_model as transformers_model
 from tests.small_model import save_small_model
@@ -570,25 +568,16 @@ def test_comparison():
 
 
 def test_two_processes_count_what_one_counts(model_folder, scenes_folder, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys\n"
-        "from offseg_hf.evaluation import evaluate\n"
-        "report = evaluate(sys.argv[1], sys.argv[2], 'val', save_dir=sys.argv[3], submission=True)\n"
-        "print('MAIN' if report else 'OTHER')\n"
-        "evaluate(sys.argv[1], sys.argv[2], 'val', json_file=sys.argv[3] + '.json', streaming=True)\n"
-    )
-    # torchrun, as `accelerate launch --cpu` starts one process only, unless MPI is installed.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, str(script), str(model_folder), str(scenes_folder), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.split()) == ["MAIN", "OTHER"]
+    script = """
+import sys
+from offseg_hf.evaluation import evaluate
+
+report = evaluate(sys.argv[1], sys.argv[2], "val", save_dir=sys.argv[3], submission=True)
+print("MAIN" if report else "OTHER")
+evaluate(sys.argv[1], sys.argv[2], "val", json_file=sys.argv[3] + ".json", streaming=True)
+"""
+    processes = run_together(2, script, model_folder, scenes_folder, tmp_path / "two")
+    assert [process.stdout.strip() for process in processes] == ["MAIN", "OTHER"]
     two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
     assert two["environment"]["processes"] == 2
     one = evaluate(model_folder, scenes_folder, "val", save_dir=tmp_path / "one", submission=True, device="cpu")

@@ -1,9 +1,6 @@
 """The image processor of Mask2Former with offset learning: masks for training, and maps, instances and panoptic
 segments from masks, by itself, through the stock pipeline and as code on the Hub."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +15,7 @@ from offseg_hf import OffsetMask2FormerImageProcessor
 from offseg_hf.models import image_processing_offset_mask2former
 from tests.comparison import assert_same_outputs, sure_pixels
 from tests.models.test_modeling_offset_mask2former import small_model
+from tests.processes import run_python
 
 
 LABELS = ("sky", "tree", "road")
@@ -296,17 +294,7 @@ def test_stock_pipeline(folder, subtask):
 @torch.no_grad()
 def test_remote_code(folder):
     """A saved folder is complete for the Hub, where offseg_hf is not installed."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder],
-        cwd=folder,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(SCRIPT, folder, cwd=folder)  # not in the repository
     outputs = torch.load(folder / "outputs.pt", weights_only=False)
     image = Image.open(folder / "photo.png")
     masks = small_model()(**processor()(image, return_tensors="pt")).masks_queries_logits

@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +41,7 @@ from transformers import (
 from offseg_hf import OffsetAlignment, OffsetAlignmentConfig, OffsetAlignmentForUniversalSegmentation
 from offseg_hf.models.modeling_offset_alignment import align_masks
 from tests.comparison import assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 
 
 LABELS = ("sky", "tree", "road", "car")
@@ -408,7 +406,7 @@ for kind in STOCK:
 
 
 def test_fresh_process(folders):
-    subprocess.run([sys.executable, "-c", FRESH, folders], check=True, cwd=Path(__file__).parents[2], timeout=300)
+    run_python(FRESH, folders)
     for kind in STOCK:
         state_dict, loaded_outputs = torch.load(folders / f"{kind}.fresh.pt")
         model = moved_model(kind)
@@ -447,16 +445,7 @@ for kind in kinds:
 
 
 def test_remote_code(folders):
-    process = subprocess.run(
-        [sys.executable, "-c", REMOTE, folders, *STOCK],
-        cwd=folders,  # not in the repository
-        env=os.environ | {"HF_MODULES_CACHE": str(folders / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(REMOTE, folders, *STOCK, cwd=folders)  # not in the repository
     for kind in STOCK:
         masks, found = torch.load(folders / f"{kind}.remote.pt")
         assert_same_outputs(masks, (outputs(moved_model(kind))[0],) * 2)

@@ -1,9 +1,6 @@
 """Models with offset learning in the place of their classifier: configuration, saving, loading and training."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,7 @@ from offseg_hf import (
     apply_offset_learning,
 )
 from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 from tests.semantic_models import LABELS, NAMES, SIZE, images, label_maps, small_model
 
 
@@ -99,8 +97,7 @@ for folder in Path(sys.argv[1]).iterdir():
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     torch.save((model.state_dict(), outputs(model)), folder / "loaded.pt")
 """
-    command = [sys.executable, "-c", script, tmp_path]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=300, capture_output=True)
+    run_python(script, tmp_path)
     for name, model in models.items():
         state_dict, loaded_outputs = torch.load(tmp_path / name / "loaded.pt")
         assert_same_weights(state_dict, model)
@@ -134,17 +131,7 @@ with torch.no_grad():
     output = model(pixel_values, labels=labels)
 torch.save((output.loss, output.logits, headless.state_dict()), f"{folder}/outputs.pt")
 """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", script, tmp_path],
-        cwd=tmp_path,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(script, tmp_path, cwd=tmp_path)  # not in the repository
     loss, logits, headless = torch.load(tmp_path / "outputs.pt")
     expected_loss, expected_logits, *_ = outputs(model)
     assert_same_outputs((loss, logits), (expected_loss, expected_logits))

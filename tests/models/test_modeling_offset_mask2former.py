@@ -1,8 +1,6 @@
 """Mask2Former with offset learning: a Mask2Former but for its masks, which trains, saves and reloads."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerForU
 from offseg_hf import OffsetAlignment, OffsetMask2FormerConfig, OffsetMask2FormerForUniversalSegmentation
 from offseg_hf.models import modeling_offset_mask2former
 from tests.comparison import assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -336,7 +335,7 @@ model = OffsetMask2FormerForUniversalSegmentation.from_pretrained(sys.argv[1])
 with torch.no_grad():
     torch.save(model(images()).masks_queries_logits, f"{sys.argv[1]}/masks.pt")
 """
-    subprocess.run([sys.executable, "-c", script, tmp_path], check=True, cwd=Path(__file__).parents[2], timeout=120)
+    run_python(script, tmp_path)
     assert_same_outputs(torch.load(tmp_path / "masks.pt"), model(images()).masks_queries_logits)
 
 

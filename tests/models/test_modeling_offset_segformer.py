@@ -11,6 +11,7 @@ from transformers import SegformerConfig, SegformerModel
 
 from offseg_hf import OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation
 from tests.comparison import assert_same_gradients, assert_same_outputs
+from tests.parity.test_modes import graphs
 
 
 ENCODER = {
@@ -334,12 +335,13 @@ def test_half_precision(model, dtype):
     torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
 
 
+@graphs
 @pytest.mark.parametrize("training", [False, True])
-def test_is_one_graph(training):
+def test_is_one_graph(training, backend):
     model, pixel_values = small_model(depths=[1, 1, 1, 1]), images(2, 3, 70, 90)
     inputs = {"pixel_values": pixel_values} | ({"labels": labels_like(pixel_values)} if training else {})
     torch.compiler.reset()
-    compiled = torch.compile(model.train(training), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model.train(training), fullgraph=True, backend=backend)
     with torch.set_grad_enabled(training):
         actual, expected = compiled(**inputs), model(**inputs)
     assert_same_outputs(actual.logits, expected.logits)

@@ -1,9 +1,6 @@
 """SegNeXt and MSCAN: one function however they are run, saved and loaded, and clear about what they cannot take."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +17,8 @@ from offseg_hf import (
 )
 from offseg_hf.models.encoder_mscan import MscaBlock
 from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
+from tests.parity.test_modes import graphs
+from tests.processes import run_python
 
 
 MSCAN = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1], "mlp_ratios": [2, 2, 3, 2]}
@@ -204,22 +203,24 @@ def test_gradient_checkpointing():
 
 
 @torch.no_grad()
+@graphs
 @pytest.mark.parametrize("fused", [False, True], ids=["as-loaded", "fused"])
-def test_is_one_graph(fused, model):
+def test_is_one_graph(fused, backend, model):
     model = model.fuse() if fused else model
     pixel_values = images(2, 3, 70, 90)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert_same_outputs(compiled(pixel_values).logits, model(pixel_values).logits)
 
 
-def test_training_step_is_one_graph():
+@graphs
+def test_training_step_is_one_graph(backend):
     model = small_model(drop_path_rate=0.0, depths=[1, 1, 1, 1]).train()
     inputs = {"pixel_values": images(2, 3, 64, 64), "labels": labels(2, 64, 64)}
     torch.compiler.reset()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = copy.deepcopy(model)(**inputs).loss
-        actual = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss
+        actual = torch.compile(model, fullgraph=True, backend=backend)(**inputs).loss
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
 
@@ -299,17 +300,7 @@ def test_remote_code(model, tmp_path):
     model.save_pretrained(tmp_path / "segnext")
     backbone.save_pretrained(tmp_path / "mscan")
     torch.save(pixel_values, tmp_path / "images.pt")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", HUB_SCRIPT],
-        cwd=tmp_path,
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(HUB_SCRIPT, cwd=tmp_path)
     logits, fused, *feature_maps = torch.load(tmp_path / "outputs.pt")
     assert_same_outputs((logits, fused), (model(pixel_values).logits,) * 2)
     assert_same_outputs(feature_maps, backbone(pixel_values).feature_maps)

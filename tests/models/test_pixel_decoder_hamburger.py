@@ -1,8 +1,6 @@
 """The factorisation against multiplicative updates written out, and its bases: the same always and everywhere."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from offseg_hf.models.pixel_decoder_hamburger import (
     NonNegativeMatrixFactorization,
 )
 from tests.comparison import assert_same_outputs
+from tests.processes import run_python
 
 
 CHANNELS, NUM_BASES = 32, 6
@@ -90,8 +89,7 @@ def test_bases_are_a_function_of_the_seed():
 
 def test_bases_of_another_process():
     script = "from tests.models.test_pixel_decoder_hamburger import *; print(factorization().bases.double().tolist())"
-    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert output.strip() == str(factorization().bases.double().tolist())
+    assert run_python(script).stdout.strip() == str(factorization().bases.double().tolist())
 
 
 def test_bases_survive():

@@ -4,9 +4,6 @@ Everything runs in one process of its own, in which importing offseg_hf fails an
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,6 +19,7 @@ from offseg_hf import (
 )
 from tests.comparison import assert_same_outputs, sure_pixels
 from tests.models.test_round_trip import ENCODER, OFFSEG
+from tests.processes import run_python
 
 
 SCRIPT = """
@@ -84,17 +82,7 @@ def folder(models, tmp_path_factory):
         part.save_pretrained(folder / name)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((160, 120)).save(folder / "photo.png")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder],
-        cwd=folder,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(SCRIPT, folder, cwd=folder)  # not in the repository
     return folder
 
 

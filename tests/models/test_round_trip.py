@@ -1,9 +1,6 @@
 """Weights are loaded as they were saved, bit by bit, also by another process, and files hold nothing else."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from offseg_hf import (
     OffSegImageProcessor,
 )
 from tests.comparison import assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 from tests.tiny import EFFICIENTFORMER as ENCODER
 from tests.tiny import NAMES, OFFSEG
 
@@ -115,8 +113,7 @@ name, folder = sys.argv[1:]
 model = getattr(offseg_hf, name).from_pretrained(folder)
 torch.save((model.state_dict(), outputs(model)), f"{folder}/loaded.pt")
 """
-    command = [sys.executable, "-c", script, type(model).__name__, tmp_path]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=120)
+    run_python(script, type(model).__name__, tmp_path)
     state_dict, loaded_outputs = torch.load(tmp_path / "loaded.pt")
     assert_same_weights(state_dict, model)
     assert_same_outputs(loaded_outputs, outputs(model))

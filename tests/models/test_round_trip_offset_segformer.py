@@ -1,9 +1,6 @@
 """SegFormer with offset learning is loaded as it was saved, also by other processes and as remote code."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, Segformer
 from offseg_hf import OffSegImageProcessor, OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation
 from tests.comparison import assert_same_outputs, assert_same_weights
 from tests.models.test_modeling_offset_segformer import ENCODER, images, small_model
-
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +69,7 @@ model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
 with torch.no_grad():
     torch.save((model.state_dict(), model(images(1, 3, 64, 64)).logits), f"{sys.argv[1]}/loaded.pt")
 """
-    subprocess.run([sys.executable, "-c", script, tmp_path], check=True, cwd=ROOT, timeout=120)
+    run_python(script, tmp_path)
     state_dict, logits = torch.load(tmp_path / "loaded.pt")
     assert_same_weights(state_dict, model)
     with torch.no_grad():
@@ -127,17 +122,7 @@ def test_remote_code(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((160, 120)).save(tmp_path / "photo.png")
 
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", REMOTE, tmp_path],
-        cwd=tmp_path,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(REMOTE, tmp_path, cwd=tmp_path)  # not in the repository
     state_dict, logits, fused, encoder = torch.load(tmp_path / "outputs.pt")
     assert_same_weights(state_dict, model)
     assert_same_weights(encoder, model.segformer)

@@ -14,6 +14,11 @@ from tests.parity.conftest import converted
 from tests.parity.fill import image
 
 
+# torch.compile finds no graph break. Whether the graph can be decomposed into torch's core operators takes minutes, as
+# do the slow tests of what compilers make of it.
+graphs = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+
+
 @pytest.fixture(scope="module")
 def small_model() -> OffSegForSemanticSegmentation:
     """Every kind of module once, so that tracing is quick."""
@@ -170,20 +175,21 @@ def count_recomputations(model: torch.nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
+@graphs
 @pytest.mark.parametrize("fused", [False, True], ids=["as-loaded", "fused"])
-def test_is_one_graph(fused, small_model):
-    """torch.compile finds no graph break; what a compiler makes of the graph is a slow test."""
+def test_is_one_graph(fused, backend, small_model):
     model = small_model.fuse() if fused else small_model
     pixel_values = images(2, 3, 70, 90)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert_same_outputs(compiled(pixel_values).logits, model(pixel_values).logits)
 
 
-def test_training_step_is_one_graph(small_model):
+@graphs
+def test_training_step_is_one_graph(backend, small_model):
     pixel_values, labels = images(2, 3, 64, 64), torch.ones(2, 64, 64, dtype=torch.long)
     torch.compiler.reset()
-    compiled = torch.compile(small_model.train(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(small_model.train(), fullgraph=True, backend=backend)
     actual = compiled(pixel_values, labels=labels).loss
     expected = small_model(pixel_values, labels=labels).loss
     small_model.eval()
