@@ -23,7 +23,7 @@ demo: $(VENV)/installed  ## Train a small OffSeg on generated scenes, evaluate, 
 
 .PHONY: test
 test: lint $(VENV)/timm/installed  ## Lint and test, all but the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-slow
 test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole models

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffsetLearning, apply_offset_learning
 from offseg_hf.adaptation import find_classifier
+from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights, sure_pixels
 from tests.semantic_models import NAMES, SIZE, classifier_name, images, label_maps, small_model
 
 
@@ -44,15 +45,14 @@ def test_classifier_is_found_and_replaced(name):
         assert model.training == head_of(model).training == model.model.training == training
     # The model that was given is as it was, and shares nothing with the new one.
     assert type(base.get_submodule(classifier_name(name))) is nn.Conv2d
-    assert base.state_dict().keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[key]) for key, tensor in base.state_dict().items())
+    assert_same_weights(base, expected)
     assert not {p.data_ptr() for p in base.parameters()} & {p.data_ptr() for p in model.parameters()}
     assert base.config is not model.model.config
     # All other weights are those of the given model.
     replaced = f"{classifier_name(name)}."
     kept = {key: tensor for key, tensor in expected.items() if not key.startswith(replaced)}
     actual = {key: tensor for key, tensor in model.model.state_dict().items() if not key.startswith(replaced)}
-    assert kept.keys() == actual.keys() and all(torch.equal(actual[key], kept[key]) for key in kept)
+    assert_same_weights(actual, kept)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,10 +61,9 @@ def test_warm_start_gives_the_same_label_map(name):
     base = small_model(name)
     logits = base(images()).logits
     ours = apply_offset_learning(base)(images()).logits
-    torch.testing.assert_close(ours, logits, rtol=0, atol=1e-5)
+    assert_same_outputs(ours, logits)
     upsampled, ours = (F.interpolate(x, size=(SIZE, SIZE), mode="bilinear") for x in (logits, ours))
-    top = upsampled.topk(2, dim=1).values
-    sure = top[:, 0] - top[:, 1] > 1e-4
+    sure = sure_pixels(upsampled)
     assert sure.float().mean() > 0.9
     assert torch.equal(ours.argmax(dim=1)[sure], upsampled.argmax(dim=1)[sure])
 
@@ -76,12 +75,10 @@ def test_losses_and_outputs_are_the_models_own(name):
     arguments = {"pixel_values": images(), "labels": label_maps(), "output_hidden_states": True}
     expected, output = base(**arguments), model(**arguments)
     assert type(output) is type(expected) and output.keys() == expected.keys()
-    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(output.hidden_states, expected.hidden_states, strict=True))
+    assert_same_outputs((output.loss, *output.hidden_states), (expected.loss, *expected.hidden_states))
     expected, output = (m(images(), labels=label_maps(), return_dict=False) for m in (base, model))
     assert type(output) is tuple and len(output) == len(expected)
-    for actual, tensor in zip(output[:2], expected):
-        torch.testing.assert_close(actual, tensor, rtol=1e-5, atol=1e-5)
+    assert_same_outputs(output[:2], expected[:2])
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
@@ -92,8 +89,7 @@ def test_auxiliary_head_goes_on_training(name):
     gradients = [p.grad for p in model.model.auxiliary_head.parameters()]
     assert gradients and all(gradient.abs().max() > 0 for gradient in gradients)
     base(images(), labels=label_maps()).loss.backward()
-    for gradient, parameter in zip(gradients, base.auxiliary_head.parameters(), strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+    assert_same_gradients(gradients, [parameter.grad for parameter in base.auxiliary_head.parameters()])
 
 
 @pytest.mark.parametrize("warm_start", [True, False])
@@ -163,7 +159,7 @@ def test_samples_do_not_see_each_other(name):
     for proj in head_of(model).offset_projs():
         nn.init.normal_(proj.weight, std=0.3)
     one_by_one = torch.cat([model(image[None]).logits for image in images()])
-    torch.testing.assert_close(model(images()).logits, one_by_one, rtol=1e-4, atol=1e-4)
+    assert_same_outputs(model(images()).logits, one_by_one)
     assert (one_by_one - small_model(name)(images()).logits).abs().max() > 0.01  # the offsets count
 
 
@@ -279,10 +275,10 @@ def test_registered_model_of_ones_own(tmp_path):
     AutoModelForSemanticSegmentation.register(OwnConfig, OwnSegmenter, exist_ok=True)
     model = apply_offset_learning(base)
     assert model.config.classifier == "predictor"
-    torch.testing.assert_close(model(images()).logits, base(images()).logits, rtol=0, atol=1e-5)
+    assert_same_outputs(model(images()).logits, base(images()).logits)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
-    assert torch.equal(loaded(images()).logits, model(images()).logits)
+    assert_same_outputs(loaded(images()).logits, model(images()).logits)
 
 
 def make_network() -> nn.Module:
@@ -299,7 +295,7 @@ def test_any_module(warm_start):
     assert type(network[2]) is nn.Conv2d and type(model) is nn.Sequential and model[0] is not network[0]
     assert isinstance(model[2], OffsetLearning)
     if warm_start:
-        torch.testing.assert_close(model(images()), network(images()), rtol=0, atol=1e-5)
+        assert_same_outputs(model(images()), network(images()))
 
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
@@ -312,7 +308,7 @@ def test_any_module(warm_start):
 
     loaded = apply_offset_learning(make_network(), "2", warm_start=warm_start)
     loaded.load_state_dict(model.state_dict())
-    assert torch.equal(loaded(images()), model(images()))
+    assert_same_outputs(loaded(images()), model(images()))
     other = apply_offset_learning(make_network(), "2", warm_start=not warm_start)
     with pytest.raises(RuntimeError, match=f"build the model with warm_start={warm_start}"):
         other.load_state_dict(model.state_dict())
@@ -334,7 +330,7 @@ def test_any_module_with_a_linear_classifier():
     torch.manual_seed(0)
     network = Tokens()
     model = apply_offset_learning(network, "classifier")
-    torch.testing.assert_close(model(images()), network(images()), rtol=0, atol=1e-5)
+    assert_same_outputs(model(images()), network(images()))
 
 
 def test_any_module_wants_a_name():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.comparison import assert_other_outputs, assert_same_outputs, sure_pixels
 from tests.smp_support import CLASSES, MODELS, SMP_PATH
 
 
@@ -43,11 +44,8 @@ def outputs(folder: Path, case: str, moment: str) -> dict[str, torch.Tensor]:
 @every_model
 def test_warm_start_equals_the_model(folder, case):
     stock, warm = outputs(folder, case, "stock"), outputs(folder, case, "warm")
-    assert warm.keys() == stock.keys()
-    for name in stock:
-        torch.testing.assert_close(warm[name], stock[name], rtol=0, atol=1e-5)
-    best, second = stock["masks"].topk(2, dim=1).values.unbind(1)
-    sure = best - second > 1e-4
+    assert_same_outputs(warm, stock)
+    sure = sure_pixels(stock["masks"])
     assert sure.float().mean() > 0.9
     assert torch.equal(warm["masks"].argmax(1)[sure], stock["masks"].argmax(1)[sure])
     assert len(stock["masks"].argmax(1).unique()) > 1
@@ -74,8 +72,8 @@ def test_every_parameter_of_the_head_has_a_gradient(results, case, start):
 def test_saved_is_loaded(folder, case, start):
     trained = outputs(folder, case, f"{start}, trained")
     loaded = outputs(folder, case, f"{start}, loaded")
-    assert not torch.equal(trained["masks"], outputs(folder, case, start)["masks"])
-    assert all(torch.equal(loaded[name], trained[name]) for name in trained)
+    assert_other_outputs(trained["masks"], outputs(folder, case, start)["masks"])
+    assert_same_outputs(loaded, trained)
     for file in ("config.json", "model.safetensors"):
         first, again = (folder / case / name / file for name in (start, f"{start}, again"))
         assert first.read_bytes() == again.read_bytes()
@@ -85,8 +83,7 @@ def test_saved_is_loaded(folder, case, start):
 def test_a_fresh_process_loads_the_same(folder, case):
     reloaded = load_file(folder / case / "reloaded.safetensors")
     trained = outputs(folder, case, "warm, trained")
-    assert reloaded.keys() == trained.keys()
-    assert all(torch.equal(reloaded[name], trained[name]) for name in trained)
+    assert_same_outputs(reloaded, trained)
 
 
 @every_model
@@ -98,7 +95,7 @@ def test_loading_downloads_nothing(results, case):
 def test_pickled_and_copied(folder, case):
     trained = outputs(folder, case, "warm, trained")
     for way in ("warm, pickled", "warm, copied"):
-        assert all(torch.equal(tensor, trained[name]) for name, tensor in outputs(folder, case, way).items())
+        assert_same_outputs(outputs(folder, case, way), trained)
 
 
 def test_from_scratch_logits_are_normalised(folder):
@@ -113,7 +110,7 @@ def test_auxiliary_head(folder):
     """Of the classification head everything stays."""
     stock, warm = (outputs(folder, "auxiliary head", moment) for moment in ("stock", "warm"))
     assert stock["labels"].shape == (2, 3)
-    assert torch.equal(warm["labels"], stock["labels"])
+    assert_same_outputs(warm["labels"], stock["labels"])
 
 
 def test_activation(folder):

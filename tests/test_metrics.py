@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from PIL import Image
 
 from offseg_hf.metrics import MEAN_IOU_SCRIPT, MeanIoU
+from tests.processes import run_together
 
 from .parity.fill import label_maps
 
@@ -513,17 +511,9 @@ state.destroy_process_group()
 
 def test_two_processes(tmp_path):
     predictions, labels = some_maps(5, 12, 9)  # three images and two
-    script, data = tmp_path / "processes.py", tmp_path / "maps.npy"
-    script.write_text(PROCESSES)
+    data = tmp_path / "maps.npy"
     np.save(data, (predictions, labels))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    offline = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
-    subprocess.run(
-        [*launch, script, data, tmp_path],
-        check=True,
-        timeout=300,
-        env=os.environ | offline | {"OMP_NUM_THREADS": "1"},
-    )
+    run_together(2, PROCESSES, data, tmp_path)
     reports = [json.loads((tmp_path / f"report{i}.json").read_text()) for i in range(2)]
     expected = metric_of(predictions, labels)
     for i, report in enumerate(reports):

@@ -144,8 +144,10 @@ def test_outputs(tmp_path, segmenter, model_folder):
         label_map = np.asarray(image)
     stock = pipeline("image-segmentation", model=str(model_folder), device="cpu")(str(photo))
     assert len(stock) > 1
-    for part in stock:
-        assert np.array_equal(np.asarray(part["mask"]) > 0, label_map == NAMES.index(part["label"]))
+    masks = {part["label"]: np.asarray(part["mask"]) > 0 for part in stock}
+    for name, mask in masks.items():  # equal but where two classes are, to rounding
+        assert np.mean(mask != (label_map == NAMES.index(name))) < 0.002
+    assert {NAMES[label] for label, pixels in enumerate(np.bincount(label_map.ravel())) if pixels > 30} <= set(masks)
 
     summary = json.loads((output / "street_classes.json").read_text())
     assert (summary["file"], summary["width"], summary["height"]) == (str(photo), 150, 100)

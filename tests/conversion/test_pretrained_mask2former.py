@@ -20,6 +20,7 @@ from offseg_hf import OffsetMask2FormerConfig, OffsetMask2FormerForUniversalSegm
 from offseg_hf.conversion.convert import load_official_weights
 from offseg_hf.conversion.tables.mask2former import order_patch_merging
 from offseg_hf.presets import get_preset
+from tests.comparison import assert_same_outputs
 from tests.models.test_modeling_offset_mask2former import ALIGNMENT_KEYS, SMALL, images, random_values, small_model
 
 
@@ -125,7 +126,7 @@ def test_patch_merging_is_that_of_unfold():
     for ours, official in ((merging.norm, norm), (merging.reduction, reduction)):
         ours.load_state_dict({name: order_patch_merging(value) for name, value in official.state_dict().items()})
     actual = merging(x.flatten(2).transpose(1, 2), (height, width))
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert_same_outputs(actual, expected)
 
 
 def test_official_checkpoint(official_state_dict):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from offseg_hf.data.datasets import load_segmentation_data
 from offseg_hf.data.sources import source_folder
 from tests.data import trees
+from tests.processes import run_python
 from tests.small_model import save_small_model
 from tests.training.tiny import RECIPE
 
@@ -156,7 +156,8 @@ def test_parquet_files_of_doubtful_splits(here, file, told):
 
 
 def error_of(*arguments: str | Path) -> str:
-    result = subprocess.run([OFFSEG, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    main = "from offseg_hf.cli import main; main()"
+    result = run_python(main, *arguments, name="offseg", cwd=Path.cwd(), check=False, COLUMNS="200", NO_COLOR="1")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     return line.removeprefix("error: ")

@@ -16,78 +16,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from offseg_hf import (
-    EfficientFormerV2Backbone,
-    EfficientFormerV2Config,
-    MscanBackbone,
-    MscanConfig,
-    OffSegConfig,
-    OffSegForSemanticSegmentation,
-    OffSegImageProcessor,
-    OffsetMask2FormerConfig,
-    OffsetMask2FormerForUniversalSegmentation,
-    OffsetMask2FormerImageProcessor,
-    OffsetSegformerConfig,
-    OffsetSegformerForSemanticSegmentation,
-    OffsetSegNextConfig,
-    OffsetSegNextForSemanticSegmentation,
-)
+from offseg_hf import EfficientFormerV2Backbone, EfficientFormerV2Config, MscanBackbone, MscanConfig
+from tests.comparison import assert_other_outputs, assert_same_outputs
+from tests.tiny import EFFICIENTFORMER, FAMILIES, LABELS, MSCAN, random_values, tiny_model, tiny_processor
 
 
 pytest_plugins = ["tests.local_hub.fixtures"]
 
-LABELS = {0: "sky", 1: "tree", 2: "road"}
-NAMES = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
-EFFICIENTFORMER = {
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 2, 2],
-    "mlp_ratios": [[2], [2], [2, 2], [2, 2]],
-    "num_attention_blocks": 1,
-    "image_size": 64,
-}
-MSCAN = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 2], "mlp_ratios": [2, 2, 2, 2]}
-MODELS: dict[str, Callable[[], torch.nn.Module]] = {
-    "offseg": lambda: OffSegForSemanticSegmentation(
-        OffSegConfig(**EFFICIENTFORMER, lateral_channels=[32, 32, 32, 64], decoder_hidden_size=32, **NAMES)
-    ),
-    "segformer": lambda: OffsetSegformerForSemanticSegmentation(
-        OffsetSegformerConfig(
-            hidden_sizes=[8, 8, 16, 16],
-            depths=[1, 1, 1, 2],
-            num_attention_heads=[1, 1, 2, 2],
-            mlp_ratios=[2, 2, 2, 2],
-            decoder_hidden_size=16,
-            **NAMES,
-        )
-    ),
-    "segnext": lambda: OffsetSegNextForSemanticSegmentation(
-        OffsetSegNextConfig(**MSCAN, decoder_hidden_size=32, num_bases=4, **NAMES)
-    ),
-    "mask2former": lambda: OffsetMask2FormerForUniversalSegmentation(
-        OffsetMask2FormerConfig(
-            backbone_config={
-                "model_type": "swin",
-                "image_size": 64,
-                "embed_dim": 16,
-                "depths": [2, 1, 1, 1],
-                "num_heads": [1, 1, 2, 2],
-                "window_size": 4,
-                "out_features": STAGES,
-            },
-            feature_size=32,
-            mask_feature_size=32,
-            hidden_dim=32,
-            encoder_layers=1,
-            decoder_layers=4,
-            encoder_feedforward_dim=32,
-            dim_feedforward=32,
-            num_attention_heads=2,
-            num_queries=6,
-            **NAMES,
-        )
-    ),
-}
+MODELS = FAMILIES
 BACKBONES: dict[str, Callable[[], torch.nn.Module]] = {
     "efficientformer": lambda: EfficientFormerV2Backbone(
         EfficientFormerV2Config(**EFFICIENTFORMER, out_features=["stage2", "stage4"])
@@ -95,31 +31,19 @@ BACKBONES: dict[str, Callable[[], torch.nn.Module]] = {
     "mscan": lambda: MscanBackbone(MscanConfig(**MSCAN, out_features=["stage2", "stage4"])),
 }
 CARD = "---\npipeline_tag: image-segmentation\nlibrary_name: transformers\n---\n# A small model\n"
-SIZE = {"shortest_edge": 64, "longest_edge": 256}
-
-
-def values(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """In eval mode, with every parameter unlike that of any initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 def save(folder: Path, seed: int) -> dict[str, torch.nn.Module]:
     """Every model and backbone, as a folder to publish."""
-    models = {}
-    for name, build in {**MODELS, **BACKBONES}.items():
+    models = {name: tiny_model(name, seed) for name in MODELS}
+    for name, build in BACKBONES.items():
         torch.manual_seed(seed)
-        models[name] = values(build(), seed)
-        models[name].save_pretrained(folder / name)
+        models[name] = random_values(build(), seed)
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
         if name in MODELS:
             (folder / name / "README.md").write_text(CARD)
-            processor = OffsetMask2FormerImageProcessor if name == "mask2former" else OffSegImageProcessor
-            windows = {} if name == "mask2former" else {"window_size": 64, "window_stride": 48}
-            processor(size=SIZE, **windows).save_pretrained(folder / name)
+            tiny_processor(name).save_pretrained(folder / name)
     return models
 
 
@@ -287,11 +211,6 @@ def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[tor
     return [output.logits] if "logits" in output else [output.class_queries_logits, output.masks_queries_logits]
 
 
-def assert_equal(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    assert len(actual) == len(expected)
-    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
-
-
 every_process = pytest.mark.parametrize("process", PROCESSES)
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -307,9 +226,9 @@ def test_model(folder, models, name, process):
     """The newest version, the tagged one, and the pipeline's segments."""
     seen = torch.load(folder / f"{process}.pt")[name]
     assert seen["modules"] == ["offseg_hf" if process == "with-package" else "transformers_modules"]
-    assert_equal(seen["outputs"], outputs(models[2][name], inputs(folder, name)))
-    assert_equal(seen["v1"], outputs(models[1][name], inputs(folder, name)))
-    assert not torch.equal(seen["outputs"][0], seen["v1"][0])
+    assert_same_outputs(seen["outputs"], outputs(models[2][name], inputs(folder, name)))
+    assert_same_outputs(seen["v1"], outputs(models[1][name], inputs(folder, name)))
+    assert_other_outputs(seen["outputs"], seen["v1"])
     assert set(seen["segments"]) <= set(LABELS.values()) and len(seen["segments"]) > 0
     assert all(mask.shape == (120, 160) for mask in seen["segments"].values())
 
@@ -318,7 +237,8 @@ def test_model(folder, models, name, process):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_backbone(folder, models, name, process):
     seen = torch.load(folder / f"{process}.pt")[name]
-    assert_equal(seen["outputs"], outputs(models[2][name], {"pixel_values": torch.load(folder / "pixel_values.pt")}))
+    inputs = {"pixel_values": torch.load(folder / "pixel_values.pt")}
+    assert_same_outputs(seen["outputs"], outputs(models[2][name], inputs))
 
 
 @pytest.mark.parametrize(("name", "backbone"), [("offseg", "efficientformer"), ("segnext", "mscan")])
@@ -326,7 +246,7 @@ def test_encoder_of_a_model_is_a_backbone(folder, models, name, backbone):
     seen = torch.load(folder / "with-package.pt")[f"encoder of {name}"]
     encoder = BACKBONES[backbone]().eval()
     encoder.encoder.load_state_dict(models[2][name].encoder.state_dict())
-    assert_equal(seen["outputs"], outputs(encoder, {"pixel_values": torch.load(folder / "pixel_values.pt")}))
+    assert_same_outputs(seen["outputs"], outputs(encoder, {"pixel_values": torch.load(folder / "pixel_values.pt")}))
 
 
 @every_model
@@ -334,7 +254,7 @@ def test_what_was_loaded_can_be_pushed_again(folder, local_hub, name):
     """With its code, from where the package is not installed, and it is the same there."""
     seen = torch.load(folder / "without-package.pt")
     for copy in (f"again-{name}", f"saved-{name}"):
-        assert_equal(seen[copy]["outputs"], seen[name]["outputs"])
+        assert_same_outputs(seen[copy]["outputs"], seen[name]["outputs"])
     code = {path.name for path in (folder / "2" / name).glob("*.py")}
     assert code and code == {path.name for path in (folder / f"saved-{name}").glob("*.py")}
     for repository in (f"tester/again-{name}", f"tester/trained-{name}"):
@@ -352,4 +272,4 @@ def test_what_was_trained_has_its_own_code(folder, models, name):
         for parameter in trained.parameters():
             parameter.mul_(0.9)
     expected = outputs(trained, inputs(folder, name))
-    assert_equal(torch.load(folder / "without-package.pt")[f"trained-{name}"]["outputs"], expected)
+    assert_same_outputs(torch.load(folder / "without-package.pt")[f"trained-{name}"]["outputs"], expected)

@@ -18,7 +18,6 @@ COUNTED = (
     "offseg-t-cityscapes",
     "segformer-b0-offset-cocostuff",
     "segnext-t-offset-context59",
-    "segnext-t-offset-ade",
 )
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_hf.models.carafe import carafe, reassemble, weighted_gather
+from tests.comparison import assert_same_gradients, assert_same_outputs
 
 
 def unfolded(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
@@ -39,10 +40,8 @@ def test_gradient_is_the_one_of_the_operators():
     """Those that a compiler sees, which makes one of its own."""
     features, kernels = example(5, 2, torch.float32)
     outputs = [function(features, kernels, 2) for function in (carafe, reassemble)]
-    torch.testing.assert_close(*outputs, rtol=0, atol=0)
-    torch.testing.assert_close(
-        *[torch.autograd.grad(output.square().sum(), (features, kernels)) for output in outputs]
-    )
+    assert_same_outputs(*outputs)
+    assert_same_gradients(*[torch.autograd.grad(output.square().sum(), (features, kernels)) for output in outputs])
 
 
 def test_gradient_in_half_precision():

@@ -3,9 +3,6 @@
 import base64
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +26,7 @@ from offseg_hf.models import image_processing_offseg
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, resize_nearest
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.models.sliding_window import sliding_windows
+from tests.processes import run_python
 
 
 # Of the official configurations, in units of 0..255.
@@ -239,11 +237,7 @@ def test_remote_code(tmp_path):
         "    np.save('out.npy', processor(np.load('image.npy'), return_tensors='np').pixel_values)\n"
         "processor.save_pretrained('again')\n"
     )
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, input="", capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    run_python(script, cwd=tmp_path)
     expected = OffSegImageProcessor()(pattern(40, 30, 3), return_tensors="np").pixel_values
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
     again = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())

@@ -1,9 +1,6 @@
 """The image processor of Mask2Former with offset learning: masks for training, and maps, instances and panoptic
 segments from masks, by itself, through the stock pipeline and as code on the Hub."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +13,9 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from offseg_hf import OffsetMask2FormerImageProcessor
 from offseg_hf.models import image_processing_offset_mask2former
+from tests.comparison import assert_same_outputs, sure_pixels
 from tests.models.test_modeling_offset_mask2former import small_model
+from tests.processes import run_python
 
 
 LABELS = ("sky", "tree", "road")
@@ -158,7 +157,8 @@ def test_label_maps_in_bounded_memory(monkeypatch, limit, target_sizes):
         processor().post_process_semantic_segmentation(outputs, target_sizes), expected, strict=True
     ):
         assert label_map.dtype == torch.int64
-        assert torch.equal(label_map, result["segmentation"])
+        sure = sure_pixels(result["segmentation_scores"])
+        assert torch.equal(label_map[sure], result["segmentation"][sure]) and sure.float().mean() > 0.99
     if target_sizes is None:
         assert label_map.shape == (33, 96)
 
@@ -244,7 +244,7 @@ origins = {type(part).__module__ for part in (model, model.config, processor, se
 assert all(origin.startswith("transformers_modules.") for origin in origins), origins
 with torch.no_grad():
     masks = model(**processor(photo, return_tensors="pt")).masks_queries_logits
-torch.save((masks, segment(photo, subtask="semantic"), segment(photo, threshold=0.3)), f"{folder}/outputs.pt")
+torch.save((segment(photo, subtask="semantic"), segment(photo, threshold=0.3)), f"{folder}/outputs.pt")
 
 # What came from the Hub can be saved, with its code, and loaded again: the model of the pipeline too.
 for part in (segment.model, processor):
@@ -252,7 +252,8 @@ for part in (segment.model, processor):
 again = AutoModelForUniversalSegmentation.from_pretrained(f"{folder}/again", **trust)
 pipeline("image-segmentation", model=f"{folder}/again", **trust)
 with torch.no_grad():
-    assert torch.equal(again(**processor(photo, return_tensors="pt")).masks_queries_logits, masks)
+    masks_again = again(**processor(photo, return_tensors="pt")).masks_queries_logits
+torch.save((masks, masks_again), f"{folder}/masks.pt")
 """
 
 
@@ -293,20 +294,11 @@ def test_stock_pipeline(folder, subtask):
 @torch.no_grad()
 def test_remote_code(folder):
     """A saved folder is complete for the Hub, where offseg_hf is not installed."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder],
-        cwd=folder,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    masks, *outputs = torch.load(folder / "outputs.pt", weights_only=False)
+    run_python(SCRIPT, folder, cwd=folder)  # not in the repository
+    outputs = torch.load(folder / "outputs.pt", weights_only=False)
     image = Image.open(folder / "photo.png")
-    assert torch.equal(masks, small_model()(**processor()(image, return_tensors="pt")).masks_queries_logits)
+    masks = small_model()(**processor()(image, return_tensors="pt")).masks_queries_logits
+    assert_same_outputs(torch.load(folder / "masks.pt"), (masks, masks))
     segment = pipeline("image-segmentation", model=str(folder))
     for segments, options in zip(outputs, ({"subtask": "semantic"}, {"threshold": 0.3}), strict=True):
         assert_same_segments(segments, segment(image, **options))

@@ -17,6 +17,7 @@ from offseg_hf import (
 )
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.models.modeling_offseg import crop_to_stride, pad_to_stride
+from tests.comparison import assert_other_outputs, assert_same_outputs
 from tests.oracle import plain
 
 
@@ -99,7 +100,7 @@ def test_start_without_offsets(tmp_path):
     plain_model = small_model(use_class_offset=False, use_feature_offset=False)
     assert not plain_model.load_state_dict(model.state_dict(), strict=False).missing_keys
     pixel_values = images(1, 3, 64, 64)
-    torch.testing.assert_close(model(pixel_values).logits, plain_model(pixel_values).logits)
+    assert_same_outputs(model(pixel_values).logits, plain_model(pixel_values).logits)
     model.offset_learning.reset_parameters()
     model.save_pretrained(tmp_path)
     loaded = OffSegForSemanticSegmentation.from_pretrained(tmp_path)
@@ -159,9 +160,9 @@ def test_drop_path_drops_whole_samples():
     pixel_values = images(1, 3, 64, 64).expand(8, -1, -1, -1)
     torch.manual_seed(0)
     logits = model(pixel_values).logits
-    assert any(not torch.equal(logits[0], other) for other in logits[1:])
+    assert_other_outputs(logits, logits[:1].expand_as(logits))
     logits = model.eval()(pixel_values).logits
-    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+    assert_same_outputs(logits, logits[:1].expand_as(logits))
 
 
 @torch.no_grad()
@@ -176,8 +177,7 @@ def test_windows():
         for a, b in ((0, 64), (36, 100))
     )
     expected = torch.cat([left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]], dim=-1)
-    torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(output.loss, -expected.log_softmax(dim=1)[:, 1].mean())
+    assert_same_outputs((output.logits, output.loss), (expected, -expected.log_softmax(dim=1)[:, 1].mean()))
     assert torch.equal(output.image_sizes, image_sizes)
     with pytest.raises(ValueError, match="not both"):
         model(pixel_values, windows=windows, output_hidden_states=True)
@@ -195,7 +195,7 @@ def test_class_weights():
     output = model(pixel_values, labels=labels)
     log_probabilities = nn.functional.interpolate(output.logits, size=(64, 64), mode="bilinear").log_softmax(dim=1)
     losses = [-weight * log_probabilities[:, i][labels == i].sum() for i, weight in enumerate(weights)]
-    torch.testing.assert_close(output.loss, sum(losses) / labels.numel())
+    assert_same_outputs(output.loss, sum(losses) / labels.numel())
     assert OffSegConfig.from_dict(model.config.to_dict()).semantic_loss_class_weights == weights
 
 
@@ -296,7 +296,7 @@ def test_backbone_of_a_trained_model(tmp_path):
     pixel_values = images(1, 3, 64, 96)
     expected = model(pixel_values, output_hidden_states=True).hidden_states
     maps = backbone(pixel_values).feature_maps
-    assert all(torch.equal(a, b) for a, b in zip(maps, (expected[1], expected[3]), strict=True))
+    assert_same_outputs(maps, (expected[1], expected[3]))
     assert backbone.channels == [16, 32]
 
 

@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +40,8 @@ from transformers import (
 
 from offseg_hf import OffsetAlignment, OffsetAlignmentConfig, OffsetAlignmentForUniversalSegmentation
 from offseg_hf.models.modeling_offset_alignment import align_masks
+from tests.comparison import assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 
 
 LABELS = ("sky", "tree", "road", "car")
@@ -199,9 +198,8 @@ def assert_same_model(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
     assert type(loaded) is type(model)
     for tensors in ("state_dict", "named_parameters", "named_buffers"):
         expected, actual = (dict(getattr(m, tensors)()) for m in (model, loaded))
-        assert actual.keys() == expected.keys()
-        assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    assert all(torch.equal(a, b) for a, b in zip(outputs(loaded), outputs(model), strict=True))
+        assert_same_weights(actual, expected)
+    assert_same_outputs(outputs(loaded), outputs(model))
 
 
 @torch.no_grad()
@@ -211,9 +209,8 @@ def test_warm_start_equals_the_stock_model(stock):
     model = align_masks(stock)
     expected, actual = (everything(m(pixel_values(), **asked)) for m in (stock, model))
     assert len(actual) == len(expected) > 2
-    for a, b in zip(actual, expected):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in stock.state_dict().items())
+    assert_same_outputs(actual, expected)
+    assert_same_weights(stock, before)
     assert type(model(pixel_values())) is type(stock(pixel_values(), **asked))
 
 
@@ -231,7 +228,7 @@ def test_every_mask_is_aligned(kind, stock):
     if asked:
         predicted = [layer["masks_queries_logits"] for layer in output.auxiliary_logits] + predicted
         assert len(predicted) == len(masks)
-    assert all(torch.equal(a, b) for a, b in zip(predicted[::-1], masks[::-1]))
+    assert all(torch.equal(a, b) for a, b in zip(predicted[::-1], masks[::-1]))  # the same tensors
 
 
 def test_from_scratch(stock):
@@ -239,14 +236,14 @@ def test_from_scratch(stock):
     assert len(projections(model)) == 2
     for projection in projections(model).values():
         assert projection.std().item() == pytest.approx(0.02, rel=0.1)
-    assert not torch.allclose(outputs(model)[0], outputs(stock)[0], rtol=0, atol=1e-5)
+    assert not torch.allclose(outputs(model)[0], outputs(stock)[0], rtol=1e-3, atol=1e-3)
 
 
 def test_offsets_change_masks_only_where_they_may(kind):
     """In MaskFormer masks are an end; Mask2Former and EoMT look where they are, so the classes depend on them too."""
     aligned, stock = outputs(moved_model(kind)), outputs(stock_model(kind))
     assert not torch.allclose(aligned[0], stock[0], atol=1e-2)
-    assert torch.allclose(aligned[1], stock[1], atol=1e-5) == (kind == "maskformer")
+    assert torch.allclose(aligned[1], stock[1], rtol=1e-4, atol=1e-4) == (kind == "maskformer")
 
 
 @pytest.mark.parametrize("branch", ["class", "feature"])
@@ -263,7 +260,7 @@ def test_loss_starts_where_the_stock_model_stands(stock):
     for model in (stock, align_masks(stock)):
         torch.manual_seed(0)  # of the points that masks are compared at
         losses.append(model(pixel_values(), **labels()).loss)
-    torch.testing.assert_close(losses[1], losses[0])
+    assert_same_outputs(losses[1], losses[0])
 
 
 def test_auxiliary_losses_of_maskformer():
@@ -273,7 +270,7 @@ def test_auxiliary_losses_of_maskformer():
     stock.config.use_auxiliary_loss = True
     loss = align_masks(stock)(pixel_values(), **labels()).loss
     assert loss > plain
-    torch.testing.assert_close(loss, stock(pixel_values(), **labels(), output_hidden_states=True).loss)
+    assert_same_outputs(loss, stock(pixel_values(), **labels(), output_hidden_states=True).loss)
 
 
 def test_gradients(stock):
@@ -409,12 +406,12 @@ for kind in STOCK:
 
 
 def test_fresh_process(folders):
-    subprocess.run([sys.executable, "-c", FRESH, folders], check=True, cwd=Path(__file__).parents[2], timeout=300)
+    run_python(FRESH, folders)
     for kind in STOCK:
         state_dict, loaded_outputs = torch.load(folders / f"{kind}.fresh.pt")
         model = moved_model(kind)
-        assert all(torch.equal(state_dict[name], tensor) for name, tensor in model.state_dict().items())
-        assert all(torch.equal(a, b) for a, b in zip(loaded_outputs, outputs(model), strict=True))
+        assert_same_weights(state_dict, model)
+        assert_same_outputs(loaded_outputs, outputs(model))
 
 
 REMOTE = """
@@ -437,30 +434,21 @@ for kind in kinds:
     with torch.no_grad():
         masks = model(pixel_values).masks_queries_logits
     segments = segment(Image.open(f"{folder}/photo.png"), subtask="semantic")
-    torch.save((masks, [segment["label"] for segment in segments]), f"{folder}/{kind}.remote.pt")
     # What came from the Hub can be saved, with its code, by either way of loading.
     for part, name in ((model, "model"), (segment.model, "pipeline")):
         part.save_pretrained(f"{folder}/{kind}-{name}")
     again = AutoModelForUniversalSegmentation.from_pretrained(f"{folder}/{kind}-pipeline", **trust)
     with torch.no_grad():
-        assert torch.equal(again(pixel_values).masks_queries_logits, masks)
+        saved = masks, again(pixel_values).masks_queries_logits
+    torch.save((saved, [segment["label"] for segment in segments]), f"{folder}/{kind}.remote.pt")
 """
 
 
 def test_remote_code(folders):
-    process = subprocess.run(
-        [sys.executable, "-c", REMOTE, folders, *STOCK],
-        cwd=folders,  # not in the repository
-        env=os.environ | {"HF_MODULES_CACHE": str(folders / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(REMOTE, folders, *STOCK, cwd=folders)  # not in the repository
     for kind in STOCK:
         masks, found = torch.load(folders / f"{kind}.remote.pt")
-        assert torch.equal(masks, outputs(moved_model(kind))[0])
+        assert_same_outputs(masks, (outputs(moved_model(kind))[0],) * 2)
         assert set(found) <= set(LABELS) and found
         written = {path.name for path in (folders / kind).glob("*.py")}
         assert written == {
@@ -496,7 +484,7 @@ def test_pipeline(kind, subtask, tmp_path):
     assert len(actual) == len(expected) > 0
     for a, b in zip(actual, expected):
         assert a["label"] == b["label"] in LABELS
-        assert a["score"] == (None if b["score"] is None else pytest.approx(b["score"], abs=1e-5))
+        assert a["score"] == (None if b["score"] is None else pytest.approx(b["score"], abs=1e-4))
         assert np.mean(np.asarray(a["mask"]) != np.asarray(b["mask"])) < 1e-3
 
 

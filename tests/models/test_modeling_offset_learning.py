@@ -1,9 +1,6 @@
 """Models with offset learning in the place of their classifier: configuration, saving, loading and training."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,8 @@ from offseg_hf import (
     OffsetLearningForSemanticSegmentation,
     apply_offset_learning,
 )
+from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 from tests.semantic_models import LABELS, NAMES, SIZE, images, label_maps, small_model
 
 
@@ -58,9 +57,8 @@ def assert_same_model(loaded: nn.Module, model: nn.Module) -> None:
     assert not loaded.training
     for tensors in ("state_dict", "named_parameters", "named_buffers"):
         expected, actual = (dict(getattr(m, tensors)()) for m in (model, loaded))
-        assert actual.keys() == expected.keys()
-        assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    assert all(torch.equal(a, b) for a, b in zip(outputs(loaded), outputs(model), strict=True))
+        assert_same_weights(actual, expected)
+    assert_same_outputs(outputs(loaded), outputs(model))
 
 
 @pytest.fixture(scope="module", params=[(name, warm) for name in NAMES for warm in (True, False)], ids=str)
@@ -99,13 +97,11 @@ for folder in Path(sys.argv[1]).iterdir():
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     torch.save((model.state_dict(), outputs(model)), folder / "loaded.pt")
 """
-    command = [sys.executable, "-c", script, tmp_path]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=300, capture_output=True)
+    run_python(script, tmp_path)
     for name, model in models.items():
         state_dict, loaded_outputs = torch.load(tmp_path / name / "loaded.pt")
-        assert state_dict.keys() == model.state_dict().keys()
-        assert all(torch.equal(state_dict[key], tensor) for key, tensor in model.state_dict().items())
-        assert all(torch.equal(a, b) for a, b in zip(loaded_outputs, outputs(model), strict=True)), name
+        assert_same_weights(state_dict, model)
+        assert_same_outputs(loaded_outputs, outputs(model))
 
 
 def test_code_from_the_hub(tmp_path):
@@ -135,20 +131,10 @@ with torch.no_grad():
     output = model(pixel_values, labels=labels)
 torch.save((output.loss, output.logits, headless.state_dict()), f"{folder}/outputs.pt")
 """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", script, tmp_path],
-        cwd=tmp_path,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(script, tmp_path, cwd=tmp_path)  # not in the repository
     loss, logits, headless = torch.load(tmp_path / "outputs.pt")
     expected_loss, expected_logits, *_ = outputs(model)
-    assert torch.equal(logits, expected_logits) and torch.equal(loss, expected_loss)
+    assert_same_outputs((loss, logits), (expected_loss, expected_logits))
     assert_new_head({name.removeprefix(HEAD): tensor for name, tensor in headless.items() if name.startswith(HEAD)})
     ours = {"inner_model", "layers", "offset_classifier", "offset_learning"}
     modules = ours | {"configuration_offset_learning", "modeling_offset_learning"}
@@ -269,7 +255,7 @@ def test_two_labels(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert loaded.config.num_labels == loaded.config.base_config.num_labels == 2
-    assert torch.equal(loaded(images()).logits, model.eval()(images()).logits)
+    assert_same_outputs(loaded(images()).logits, model.eval()(images()).logits)
 
 
 def test_other_labels_for_fine_tuning(tmp_path):
@@ -310,7 +296,7 @@ def test_attention_implementation(name, tmp_path):
     assert set(chosen(eager)) == {"eager"}
     if name != "mobilevit":  # which returns none
         assert eager(images(), output_attentions=True).attentions is not None
-    torch.testing.assert_close(eager(images()).logits, model(images()).logits, rtol=1e-4, atol=1e-5)
+    assert_same_outputs(eager(images()).logits, model(images()).logits)
     model.set_attn_implementation("eager")
     assert set(chosen(model)) == {"eager"}
 
@@ -323,7 +309,7 @@ def test_half_precision(dtype, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert loaded.dtype == dtype
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert_same_weights(loaded, model)
     single = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, dtype="float32")
     assert {parameter.dtype for parameter in single.parameters()} == {torch.float32}
     assert all(torch.equal(a, b.float()) for a, b in zip(single.parameters(), model.parameters(), strict=True))
@@ -344,9 +330,7 @@ def test_gradient_checkpointing(name):
         model.zero_grad()
         model(images(), labels=label_maps()).loss.backward()
         gradients.append({key: value.grad for key, value in model.named_parameters() if value.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for key, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-6)
+    assert_same_gradients(gradients[1], gradients[0])
 
 
 def test_gradient_checkpointing_where_there_is_none():
@@ -399,7 +383,8 @@ def test_trainer(name, tmp_path):
     assert trainer.evaluate()["eval_loss"] < before
     assert not torch.equal(model.model.decode_head.classifier.class_offset_proj.weight, start)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "runs" / "checkpoint-6")
-    assert all(torch.equal(a, b) for a, b in zip(outputs(loaded), outputs(model.eval()), strict=True))
+    assert_same_weights(loaded, model)
+    assert_same_outputs(outputs(loaded), outputs(model.eval()))
 
 
 def test_pipeline(tmp_path):

@@ -1,8 +1,6 @@
 """Mask2Former with offset learning: a Mask2Former but for its masks, which trains, saves and reloads."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,8 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerForU
 
 from offseg_hf import OffsetAlignment, OffsetMask2FormerConfig, OffsetMask2FormerForUniversalSegmentation
 from offseg_hf.models import modeling_offset_mask2former
+from tests.comparison import assert_same_outputs, assert_same_weights
+from tests.processes import run_python
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -95,7 +95,7 @@ def test_begins_as_the_mask2former_it_continues(stock_folder):
     stock = Mask2FormerForUniversalSegmentation.from_pretrained(stock_folder)
     arguments = {"output_auxiliary_logits": True, "output_hidden_states": True}
     actual, expected = (m(images(), **arguments) for m in (model, stock))
-    torch.testing.assert_close(dict(actual), dict(expected), rtol=1e-4, atol=1e-5)
+    assert_same_outputs(dict(actual), dict(expected))
     assert expected.masks_queries_logits.std() > 0.1
 
 
@@ -170,12 +170,11 @@ def test_outputs(use_auxiliary_loss):
     added = {"auxiliary_logits", "attentions", "loss"}
     added |= {f"{name}_hidden_states" for name in ("encoder", "pixel_decoder", "transformer_decoder")}
     assert set(everything) == added | always.keys() - {"image_sizes"}
-    assert torch.equal(everything.masks_queries_logits, output.masks_queries_logits)
+    assert_same_outputs(everything.masks_queries_logits, output.masks_queries_logits)
 
     loss, class_logits, mask_logits, *_ = model(images(), **targets(), return_dict=False)
     assert loss.ndim == 0
-    assert torch.equal(class_logits, output.class_queries_logits)
-    assert torch.equal(mask_logits, output.masks_queries_logits)
+    assert_same_outputs((class_logits, mask_logits), (output.class_queries_logits, output.masks_queries_logits))
 
 
 @torch.no_grad()
@@ -185,7 +184,7 @@ def test_batch_of_two_is_two_of_one():
     for index, image in enumerate(images()):
         alone = model(image[None])
         for name in ("class_queries_logits", "masks_queries_logits"):
-            torch.testing.assert_close(alone[name][0], both[name][index], rtol=1e-4, atol=1e-4)
+            assert_same_outputs(alone[name][0], both[name][index])
 
 
 @torch.no_grad()
@@ -214,7 +213,7 @@ def test_loss_is_that_of_mask2former(use_auxiliary_loss):
         output.auxiliary_logits if use_auxiliary_loss else None,
     )
     assert len(expected) == (12 if use_auxiliary_loss else 3)
-    torch.testing.assert_close(loss, sum(expected.values()), rtol=1e-4, atol=0)
+    assert_same_outputs(loss, sum(expected.values()))
 
 
 def test_every_parameter_has_a_gradient():
@@ -315,11 +314,11 @@ def test_round_trip(tmp_path):
 def assert_same_model(loaded: nn.Module, model: nn.Module) -> None:
     for tensors in ("state_dict", "named_buffers"):  # buffers that are not saved are made anew on loading
         expected, actual = (dict(getattr(m, tensors)()) for m in (model, loaded))
-        assert actual.keys() == expected.keys()
-        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+        assert_same_weights(actual, expected)
     assert not loaded.training
+    actual, expected = (m(images()) for m in (loaded, model))
     for name in ("class_queries_logits", "masks_queries_logits"):
-        assert torch.equal(loaded(images())[name], model(images())[name])
+        assert_same_outputs(actual[name], expected[name])
 
 
 @torch.no_grad()
@@ -336,8 +335,8 @@ model = OffsetMask2FormerForUniversalSegmentation.from_pretrained(sys.argv[1])
 with torch.no_grad():
     torch.save(model(images()).masks_queries_logits, f"{sys.argv[1]}/masks.pt")
 """
-    subprocess.run([sys.executable, "-c", script, tmp_path], check=True, cwd=Path(__file__).parents[2], timeout=120)
-    assert torch.equal(torch.load(tmp_path / "masks.pt"), model(images()).masks_queries_logits)
+    run_python(script, tmp_path)
+    assert_same_outputs(torch.load(tmp_path / "masks.pt"), model(images()).masks_queries_logits)
 
 
 def test_half_precision(tmp_path):

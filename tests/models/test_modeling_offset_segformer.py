@@ -10,6 +10,8 @@ from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
 from offseg_hf import OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation
+from tests.comparison import assert_same_gradients, assert_same_outputs
+from tests.parity.test_modes import graphs
 
 
 ENCODER = {
@@ -58,14 +60,14 @@ def labels_like(pixel_values: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def test_encoder_is_that_of_transformers():
-    """With the eps that transformers has, which is not the official one, to the bit."""
+    """With the eps that transformers has, which is not the official one."""
     model, pixel_values = small_model(layer_norm_eps=1e-5), images(2, 3, 64, 96)
     stock = SegformerModel(SegformerConfig(**ENCODER)).eval()
     stock.load_state_dict(model.segformer.state_dict())
     expected = stock(pixel_values, output_hidden_states=True).hidden_states
     actual = model(pixel_values, output_hidden_states=True).hidden_states
     assert [tuple(x.shape) for x in actual] == [(2, 8, 16, 24), (2, 16, 8, 12), (2, 20, 4, 6), (2, 32, 2, 3)]
-    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    assert_same_outputs(actual, expected)
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-3])
@@ -94,7 +96,7 @@ def test_head_in_plain_arithmetic(model):
     laterals = [F.interpolate(x, size=(18, 24), mode="bilinear", align_corners=False) for x in laterals]
     fused = conv_norm_relu(torch.cat(laterals, dim=1), "output_conv")
     pooled = fused[:, :, :18, :24].unflatten(2, (9, 2)).unflatten(4, (12, 2)).amax(dim=(3, 5))
-    torch.testing.assert_close(output.logits, model.offset_learning(pooled), rtol=1e-4, atol=1e-4)
+    assert_same_outputs(output.logits, model.offset_learning(pooled))
 
 
 @torch.no_grad()
@@ -121,7 +123,7 @@ def test_smallest_image(sr_ratios, smallest):
 def test_batch_is_its_images(model):
     pixel_values = images(3, 3, 61, 96)
     separate = torch.cat([model(one).logits for one in pixel_values.split(1)])
-    torch.testing.assert_close(model(pixel_values).logits, separate, rtol=1e-4, atol=1e-4)
+    assert_same_outputs(model(pixel_values).logits, separate)
 
 
 @torch.no_grad()
@@ -152,9 +154,9 @@ def test_attention_implementations():
         model = small_model(attn_implementation=implementation)
         assert model.segformer.config._attn_implementation == implementation
         logits[implementation] = model(pixel_values).logits
-    torch.testing.assert_close(logits["eager"], logits["sdpa"], rtol=1e-4, atol=1e-4)
+    assert_same_outputs(logits["eager"], logits["sdpa"])
     model.set_attn_implementation("eager")
-    assert torch.equal(model(pixel_values).logits, logits["eager"])
+    assert_same_outputs(model(pixel_values).logits, logits["eager"])
 
 
 # Configuration
@@ -254,7 +256,7 @@ def test_loss_ignores(model):
     labels[:, :16] = 1
     output = model(pixel_values, labels=labels)
     upsampled = F.interpolate(output.logits, size=(64, 64), mode="bilinear")
-    torch.testing.assert_close(output.loss, F.cross_entropy(upsampled[:, :, :16], labels[:, :16]) / 4)
+    assert_same_outputs(output.loss, F.cross_entropy(upsampled[:, :, :16], labels[:, :16]) / 4)
 
 
 def test_wrong_inputs(model):
@@ -282,7 +284,7 @@ def test_gradient_checkpointing(model):
     for stage in model.segformer.stages:
         for block in stage.blocks:
             block.layernorm_before.register_forward_hook(lambda *_: runs.append(1))
-    torch.testing.assert_close(step(), plain)
+    assert_same_gradients(step(), plain)
     assert len(runs) == 2 * 5  # every block of the encoder ran forward twice
 
 
@@ -295,7 +297,8 @@ def test_outputs(model):
     output = model(pixel_values)
     assert output.hidden_states is None and output.loss is None and output.image_sizes is None
     logits, hidden_states = model(pixel_values, output_hidden_states=True, return_dict=False)
-    assert torch.equal(logits, output.logits) and len(hidden_states) == 4
+    assert_same_outputs(logits, output.logits)
+    assert len(hidden_states) == 4
 
 
 @torch.no_grad()
@@ -306,7 +309,7 @@ def test_windows(model):
     logits = model(pixel_values, windows=windows).logits
     crops = torch.cat([pixel_values[..., :64], pixel_values[..., 64:]])
     expected = F.interpolate(model(crops).logits, size=(64, 64), mode="bilinear")
-    torch.testing.assert_close(logits, torch.cat([*expected.split(1)], dim=3), rtol=1e-4, atol=1e-4)
+    assert_same_outputs(logits, torch.cat([*expected.split(1)], dim=3))
 
 
 @torch.no_grad()
@@ -316,8 +319,7 @@ def test_fused(model, tmp_path):
     fused = model.fuse()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     expected, actual = (m(pixel_values, output_hidden_states=True) for m in (model, fused))
-    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=2e-4)
-    torch.testing.assert_close(actual.hidden_states, expected.hidden_states, rtol=0, atol=2e-4)
+    assert_same_outputs((actual.logits, *actual.hidden_states), (expected.logits, *expected.hidden_states))
     with pytest.raises(ValueError, match="cannot be saved"):
         fused.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -333,17 +335,18 @@ def test_half_precision(model, dtype):
     torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
 
 
+@graphs
 @pytest.mark.parametrize("training", [False, True])
-def test_is_one_graph(training):
+def test_is_one_graph(training, backend):
     model, pixel_values = small_model(depths=[1, 1, 1, 1]), images(2, 3, 70, 90)
     inputs = {"pixel_values": pixel_values} | ({"labels": labels_like(pixel_values)} if training else {})
     torch.compiler.reset()
-    compiled = torch.compile(model.train(training), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model.train(training), fullgraph=True, backend=backend)
     with torch.set_grad_enabled(training):
         actual, expected = compiled(**inputs), model(**inputs)
-    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert_same_outputs(actual.logits, expected.logits)
     if training:
-        torch.testing.assert_close(actual.loss, expected.loss)
+        assert_same_outputs(actual.loss, expected.loss)
 
 
 @pytest.mark.slow
@@ -357,4 +360,4 @@ def test_exported(model):
     ).module()
     for shape in ((2, 3, 128, 96), (3, 3, 64, 64), (5, 3, 320, 64)):
         actual = program(pixel_values=images(*shape)).logits
-        torch.testing.assert_close(actual, model(images(*shape)).logits, rtol=1e-4, atol=1e-4)
+        assert_same_outputs(actual, model(images(*shape)).logits)

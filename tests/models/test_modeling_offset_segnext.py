@@ -1,9 +1,6 @@
 """SegNeXt and MSCAN: one function however they are run, saved and loaded, and clear about what they cannot take."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +16,9 @@ from offseg_hf import (
     OffsetSegNextForSemanticSegmentation,
 )
 from offseg_hf.models.encoder_mscan import MscaBlock
+from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
+from tests.parity.test_modes import graphs
+from tests.processes import run_python
 
 
 MSCAN = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1], "mlp_ratios": [2, 2, 3, 2]}
@@ -68,7 +68,7 @@ def labels(batch: int, height: int, width: int) -> torch.Tensor:
 def test_batch_is_its_images(model):
     pixel_values = images(3, 3, 70, 50)
     separate = torch.cat([model(one).logits for one in pixel_values.split(1)])
-    torch.testing.assert_close(model(pixel_values).logits, separate, rtol=1e-4, atol=2e-5)
+    assert_same_outputs(model(pixel_values).logits, separate)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def test_fused_is_equal(size, model):
     torch.testing.assert_close(actual.hidden_states, expected.hidden_states, rtol=0, atol=1e-9)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in double.fuse().modules())
     single = pixel_values.float()
-    torch.testing.assert_close(model.fuse()(single).logits, model(single).logits, rtol=0, atol=2e-4)
+    assert_same_outputs(model.fuse()(single).logits, model(single).logits)
 
 
 @pytest.mark.parametrize("use_class_offset", [True, False])
@@ -170,7 +170,7 @@ def test_loss_ignores(model):
     target[:, :16] = 1
     upsampled = F.interpolate(model(pixel_values).logits, size=(64, 64), mode="bilinear")
     expected = F.cross_entropy(upsampled[:, :, :16], target[:, :16]) / 4
-    torch.testing.assert_close(model(pixel_values, labels=target).loss, expected)
+    assert_same_outputs(model(pixel_values, labels=target).loss, expected)
 
 
 @torch.no_grad()
@@ -182,7 +182,7 @@ def test_windows(model):
         for a, b in ((0, 64), (36, 100))
     )
     expected = torch.cat([left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]], dim=-1)
-    torch.testing.assert_close(model(pixel_values, windows=windows).logits, expected, rtol=1e-4, atol=2e-5)
+    assert_same_outputs(model(pixel_values, windows=windows).logits, expected)
 
 
 def test_gradient_checkpointing():
@@ -198,27 +198,29 @@ def test_gradient_checkpointing():
     for module in model.modules():
         if isinstance(module, MscaBlock):
             module.attention.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(gradients(model), expected)
+    assert_same_gradients(gradients(model), expected)
     assert len(calls) == 2 * sum(SEGNEXT["depths"])
 
 
 @torch.no_grad()
+@graphs
 @pytest.mark.parametrize("fused", [False, True], ids=["as-loaded", "fused"])
-def test_is_one_graph(fused, model):
+def test_is_one_graph(fused, backend, model):
     model = model.fuse() if fused else model
     pixel_values = images(2, 3, 70, 90)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert_same_outputs(compiled(pixel_values).logits, model(pixel_values).logits)
 
 
-def test_training_step_is_one_graph():
+@graphs
+def test_training_step_is_one_graph(backend):
     model = small_model(drop_path_rate=0.0, depths=[1, 1, 1, 1]).train()
     inputs = {"pixel_values": images(2, 3, 64, 64), "labels": labels(2, 64, 64)}
     torch.compiler.reset()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = copy.deepcopy(model)(**inputs).loss
-        actual = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss
+        actual = torch.compile(model, fullgraph=True, backend=backend)(**inputs).loss
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
 
@@ -237,7 +239,7 @@ def test_exported(fused, model):
     for shape in ((2, 3, 128, 96), (3, 3, 64, 64), (5, 3, 320, 64)):
         pixel_values = images(*shape)
         actual = program.module()(pixel_values=pixel_values).logits
-        torch.testing.assert_close(actual, model(pixel_values).logits, rtol=1e-4, atol=1e-4)
+        assert_same_outputs(actual, model(pixel_values).logits)
 
 
 @torch.no_grad()
@@ -254,7 +256,7 @@ def test_half_precision(dtype, fused, model):
 
 @torch.no_grad()
 def test_round_trip(tmp_path):
-    """Bit by bit, whatever is loaded: also in half precision and on the meta device, where buffers are not made."""
+    """Weights bit by bit, however they are loaded; the bases, which are no weights, too."""
     model, pixel_values = small_model(nmf_seed=3), images(1, 3, 70, 50)
     model.save_pretrained(tmp_path)
     loaded, info = OffsetSegNextForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
@@ -264,9 +266,8 @@ def test_round_trip(tmp_path):
     for other in (loaded, auto):
         for tensors in ("state_dict", "named_parameters", "named_buffers"):
             expected, actual = (dict(getattr(m, tensors)()) for m in (model, other))
-            assert actual.keys() == expected.keys()
-            assert all(torch.equal(actual[name], expected[name]) for name in expected)
-        assert torch.equal(other(pixel_values).logits, model(pixel_values).logits)
+            assert_same_weights(actual, expected)
+        assert_same_outputs(other(pixel_values).logits, model(pixel_values).logits)
     half = OffsetSegNextForSemanticSegmentation.from_pretrained(tmp_path, dtype=torch.float16)
     assert half.dtype == torch.float16
     bases = "pixel_decoder.hamburger.factorization.bases"
@@ -299,22 +300,10 @@ def test_remote_code(model, tmp_path):
     model.save_pretrained(tmp_path / "segnext")
     backbone.save_pretrained(tmp_path / "mscan")
     torch.save(pixel_values, tmp_path / "images.pt")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", HUB_SCRIPT],
-        cwd=tmp_path,
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(HUB_SCRIPT, cwd=tmp_path)
     logits, fused, *feature_maps = torch.load(tmp_path / "outputs.pt")
-    assert torch.equal(logits, model(pixel_values).logits)
-    torch.testing.assert_close(fused, logits, rtol=0, atol=2e-4)
-    expected = backbone(pixel_values).feature_maps
-    assert all(torch.equal(a, b) for a, b in zip(feature_maps, expected, strict=True))
+    assert_same_outputs((logits, fused), (model(pixel_values).logits,) * 2)
+    assert_same_outputs(feature_maps, backbone(pixel_values).feature_maps)
     for folder in ("segnext", "again"):
         assert {path.name for path in (tmp_path / folder).glob("*.py")} >= {"modeling_offset_segnext.py", "layers.py"}
 
@@ -329,7 +318,7 @@ def test_backbone():
     some = AutoBackbone.from_config(MscanConfig(**MSCAN, out_features=["stage2", "stage4"])).eval()
     some.load_state_dict(backbone.state_dict())
     maps = some(images(1, 3, 70, 33)).feature_maps
-    assert all(torch.equal(a, b) for a, b in zip(maps, output.feature_maps[2::2], strict=True))
+    assert_same_outputs(maps, output.feature_maps[2::2])
 
 
 @torch.no_grad()
@@ -343,7 +332,7 @@ def test_backbone_of_a_trained_model(tmp_path):
     pixel_values = images(1, 3, 64, 96)
     expected = model(pixel_values, output_hidden_states=True).hidden_states
     maps = backbone(pixel_values).feature_maps
-    assert all(torch.equal(a, b) for a, b in zip(maps, (expected[1], expected[3]), strict=True))
+    assert_same_outputs(maps, (expected[1], expected[3]))
 
 
 def test_backbone_in_upernet():

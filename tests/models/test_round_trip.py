@@ -1,9 +1,6 @@
-"""What is saved is what is loaded, bit by bit, also by another process, and files hold nothing else."""
+"""Weights are loaded as they were saved, bit by bit, also by another process, and files hold nothing else."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,21 +14,13 @@ from offseg_hf import (
     OffSegForSemanticSegmentation,
     OffSegImageProcessor,
 )
+from tests.comparison import assert_same_outputs, assert_same_weights
+from tests.processes import run_python
+from tests.tiny import EFFICIENTFORMER as ENCODER
+from tests.tiny import NAMES, OFFSEG
 
 
-ENCODER = {
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 2, 2],
-    "mlp_ratios": [[2], [2], [2, 2], [2, 2]],
-    "num_attention_blocks": 1,
-    "image_size": 64,
-}
-OFFSEG = ENCODER | {
-    "lateral_channels": [32, 32, 32, 64],
-    "decoder_hidden_size": 32,
-    "id2label": {0: "sky", 1: "tree", 2: "road"},
-    "label2id": {"sky": 0, "tree": 1, "road": 2},
-}
+OFFSEG = OFFSEG | NAMES
 MODELS = {
     "backbone": lambda: EfficientFormerV2Backbone(EfficientFormerV2Config(**ENCODER, out_features=["stem", "stage3"])),
     "offseg": lambda: OffSegForSemanticSegmentation(OffSegConfig(**OFFSEG)),
@@ -76,9 +65,8 @@ def assert_same_model(loaded: torch.nn.Module, model: torch.nn.Module) -> None:
     # Buffers that are not saved count too: on loading they are made on the meta device.
     for tensors in ("state_dict", "named_parameters", "named_buffers"):
         expected, actual = (dict(getattr(m, tensors)()) for m in (model, loaded))
-        assert actual.keys() == expected.keys()
-        assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    assert all(torch.equal(a, b) for a, b in zip(outputs(loaded), outputs(model), strict=True))
+        assert_same_weights(actual, expected)
+    assert_same_outputs(outputs(loaded), outputs(model))
 
 
 def test_class(model, tmp_path):
@@ -108,8 +96,7 @@ def test_file(model, tmp_path):
     expected = dict(model.named_parameters()) | {
         name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()
     }
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
+    assert_same_weights(tensors, expected)
     size = sum(tensor.nbytes for tensor in tensors.values())
     assert size < (tmp_path / "model.safetensors").stat().st_size < size + 200 * len(tensors)
 
@@ -126,12 +113,10 @@ name, folder = sys.argv[1:]
 model = getattr(offseg_hf, name).from_pretrained(folder)
 torch.save((model.state_dict(), outputs(model)), f"{folder}/loaded.pt")
 """
-    command = [sys.executable, "-c", script, type(model).__name__, tmp_path]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=120)
+    run_python(script, type(model).__name__, tmp_path)
     state_dict, loaded_outputs = torch.load(tmp_path / "loaded.pt")
-    assert state_dict.keys() == model.state_dict().keys()
-    assert all(torch.equal(state_dict[name], tensor) for name, tensor in model.state_dict().items())
-    assert all(torch.equal(a, b) for a, b in zip(loaded_outputs, outputs(model), strict=True))
+    assert_same_weights(state_dict, model)
+    assert_same_outputs(loaded_outputs, outputs(model))
 
 
 def test_second_generation(model, tmp_path):
@@ -149,7 +134,7 @@ def test_half_precision(dtype, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     loaded = OffSegForSemanticSegmentation.from_pretrained(tmp_path)
     assert loaded.dtype == dtype
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert_same_weights(loaded, model)
     assert OffSegForSemanticSegmentation.from_pretrained(tmp_path, dtype="float32").dtype == torch.float32
 
 

@@ -1,9 +1,6 @@
-"""SegFormer with offset learning is loaded as it was saved, bit by bit, also by other processes and as remote code."""
+"""SegFormer with offset learning is loaded as it was saved, also by other processes and as remote code."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, SegformerConfig, SegformerModel
 
 from offseg_hf import OffSegImageProcessor, OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation
+from tests.comparison import assert_same_outputs, assert_same_weights
 from tests.models.test_modeling_offset_segformer import ENCODER, images, small_model
-
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +24,6 @@ def model() -> OffsetSegformerForSemanticSegmentation:
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def assert_same_weights(actual: dict[str, torch.Tensor], expected: nn.Module) -> None:
-    assert actual.keys() == expected.state_dict().keys()
-    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.state_dict().items())
 
 
 @torch.no_grad()
@@ -45,7 +36,7 @@ def test_round_trip(model, loader, tmp_path):
     assert type(loaded) is OffsetSegformerForSemanticSegmentation
     assert_same_weights(loaded.state_dict(), model)
     assert {m.eps for m in loaded.segformer.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
-    assert torch.equal(loaded(images(1, 3, 64, 64)).logits, model(images(1, 3, 64, 64)).logits)
+    assert_same_outputs(loaded(images(1, 3, 64, 64)).logits, model(images(1, 3, 64, 64)).logits)
     assert type(AutoConfig.from_pretrained(tmp_path)) is OffsetSegformerConfig
 
 
@@ -78,11 +69,11 @@ model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
 with torch.no_grad():
     torch.save((model.state_dict(), model(images(1, 3, 64, 64)).logits), f"{sys.argv[1]}/loaded.pt")
 """
-    subprocess.run([sys.executable, "-c", script, tmp_path], check=True, cwd=ROOT, timeout=120)
+    run_python(script, tmp_path)
     state_dict, logits = torch.load(tmp_path / "loaded.pt")
     assert_same_weights(state_dict, model)
     with torch.no_grad():
-        assert torch.equal(logits, model(images(1, 3, 64, 64)).logits)
+        assert_same_outputs(logits, model(images(1, 3, 64, 64)).logits)
 
 
 REMOTE = """
@@ -131,23 +122,12 @@ def test_remote_code(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((160, 120)).save(tmp_path / "photo.png")
 
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", REMOTE, tmp_path],
-        cwd=tmp_path,  # not in the repository
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    run_python(REMOTE, tmp_path, cwd=tmp_path)  # not in the repository
     state_dict, logits, fused, encoder = torch.load(tmp_path / "outputs.pt")
     assert_same_weights(state_dict, model)
     assert_same_weights(encoder, model.segformer)
     inputs = processor(Image.open(tmp_path / "photo.png"), return_tensors="pt")
-    assert torch.equal(logits, model(**inputs).logits)
-    torch.testing.assert_close(fused, logits, rtol=0, atol=2e-4)
+    assert_same_outputs((logits, fused), (model(**inputs).logits,) * 2)
     written = {path.name for path in (tmp_path / "model").glob("*.py")}
     assert {"modeling_offset_segformer.py", "configuration_offset_segformer.py"} < written
     assert "modeling_offseg.py" not in written

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from offseg_hf.models import sliding_window
 from offseg_hf.models.sliding_window import sliding_window_logits, sliding_windows
+from tests.comparison import assert_same_outputs
 
 
 NUM_LABELS = 5
@@ -105,14 +106,14 @@ def test_logits_equal_the_official_loop(height, width):
     logits = sliding_window_logits(Predict(), pixel_values, windows, NUM_LABELS)
     assert logits.shape == (2, NUM_LABELS, height, width)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, official_logits(Predict(), pixel_values, windows.tolist(), NUM_LABELS))
+    assert_same_outputs(logits, official_logits(Predict(), pixel_values, windows.tolist(), NUM_LABELS))
 
 
 def test_one_window_over_the_image_is_the_plain_function():
     pixel_values = images(1, 3, 31, 45)
     logits = sliding_window_logits(Predict(), pixel_values, torch.tensor([[[0, 0, 31, 45]]]), NUM_LABELS)
     expected = F.interpolate(Predict()(pixel_values), size=(31, 45), mode="bilinear", align_corners=False)
-    assert torch.equal(logits, expected)
+    assert_same_outputs(logits, expected)
 
 
 def test_unequal_images_in_a_padded_batch():
@@ -126,8 +127,7 @@ def test_unequal_images_in_a_padded_batch():
 
     logits = sliding_window_logits(Predict(), pixel_values, windows, NUM_LABELS)
     alone = [sliding_window_logits(Predict(), x, b[None], NUM_LABELS) for x, b in zip((small, large), boxes)]
-    torch.testing.assert_close(logits[0, :, :20, :24], alone[0][0])
-    torch.testing.assert_close(logits[1], alone[1][0])
+    assert_same_outputs((logits[0, :, :20, :24], logits[1]), (alone[0][0], alone[1][0]))
     assert logits[0, :, 20:].eq(0).all() and logits[0, :, :, 24:].eq(0).all()
 
 
@@ -145,11 +145,11 @@ def test_batches_are_bounded(monkeypatch):
     windows = sliding_windows(24, 78, 24, 18).expand(2, -1, -1)  # 2 images with 4 windows each
     logits = sliding_window_logits(predict, pixel_values, windows, NUM_LABELS)
     assert predict.calls == [(3, 3, 24, 24), (3, 3, 24, 24), (2, 3, 24, 24)]
-    torch.testing.assert_close(logits, official_logits(Predict(), pixel_values, windows.tolist(), NUM_LABELS))
+    assert_same_outputs(logits, official_logits(Predict(), pixel_values, windows.tolist(), NUM_LABELS))
 
     monkeypatch.setattr(sliding_window, "MAX_PIXELS_PER_FORWARD", 1)  # a window is always run, however large
     predict = Predict()
-    torch.testing.assert_close(sliding_window_logits(predict, pixel_values, windows, NUM_LABELS), logits)
+    assert_same_outputs(sliding_window_logits(predict, pixel_values, windows, NUM_LABELS), logits)
     assert predict.calls == [(1, 3, 24, 24)] * 8
 
 
@@ -168,7 +168,7 @@ def test_sums_are_kept_in_float32_at_least(dtype):
         windows.tolist(),
         NUM_LABELS,
     )
-    torch.testing.assert_close(logits, expected)
+    assert_same_outputs(logits, expected)
 
 
 def test_gradients_reach_the_pixels():

@@ -106,7 +106,17 @@ def test_photo(name):
     assert_label_map(result["segmentation"].numpy(), golden)
 
 
-@pytest.mark.parametrize("preset", sorted({load(name)[1] for name in IMAGES}))
+# One preset for each model and way to read photos; the others repeat them with other weights, and as `test_photo`.
+PIPELINES = ("offseg-t-ade", "mask2former-swin-t-offset-ade")
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        preset if preset in PIPELINES else pytest.param(preset, marks=pytest.mark.slow)
+        for preset in sorted({load(name)[1] for name in IMAGES})
+    ],
+)
 def test_stock_pipeline(preset, tmp_path):
     """transformers' own pipeline gives the official label maps: one by one, as a list and in batches."""
     converted(preset).save_pretrained(tmp_path)

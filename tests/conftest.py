@@ -1,0 +1,17 @@
+"""The order of the tests: what takes longest comes first, so that no process is left with it at the end."""
+
+LONGEST = (
+    "hub/test_loading",
+    "parity/test_goldens",
+    "training/test_resume",
+    "training/test_loop",
+    "training/test_two_processes",
+    "test_cli",
+    "test_evaluation",
+    "parity/test_modes",
+    "models/",
+)
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    items.sort(key=lambda item: next((i for i, part in enumerate(LONGEST) if f"tests/{part}" in item.nodeid), 99))
