@@ -64,11 +64,23 @@ class OffsetLearningConfig(PreTrainedConfig):
         self.output_hidden_states = self.output_hidden_states or base.output_hidden_states
         self.output_attentions = self.output_attentions or base.output_attentions
         self.return_dict = self.return_dict and base.return_dict
+        self._is_set_up = True
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name in SHARED and self.__dict__.get("_post_init_done"):
+        if name in SHARED and self.__dict__.get("_is_set_up"):
             setattr(self.base_config, name, value)
+
+    def take_attention_of_base(self) -> None:
+        """Say of the attention what the base's configuration says, which with those below it stays as it is."""
+        below = _attention_implementations(self.base_config)
+        self._attn_implementation = {"": below[""], "base_config": below}
+
+    def to_dict(self) -> dict:
+        """All fields, without the mark that they are set up."""
+        output = super().to_dict()
+        output.pop("_is_set_up", None)
+        return output
 
     def to_diff_dict(self) -> dict:
         """What is written, without the dtypes of nested configurations: their weights are in that of the whole."""

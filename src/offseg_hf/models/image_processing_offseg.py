@@ -113,6 +113,8 @@ class OffSegImageProcessor(PilBackend):
         width of each image within `pixel_values`, and `labels` int64 (batch, height, width).
         Raises ValueError that names the image or label map at fault.
         """
+        if kwargs.get("do_center_crop", self.do_center_crop):  # before transformers asks for the size of the crop
+            raise ValueError("do_center_crop: not supported, crop the images before")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
@@ -129,6 +131,7 @@ class OffSegImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
+        _check_settings(do_resize, size, window_size, window_stride, size_divisor, **kwargs)
         images = self._read_images(images, **kwargs)
         labels = [] if segmentation_maps is None else self._read_label_maps(segmentation_maps, images, **kwargs)
         if do_resize:
@@ -228,39 +231,6 @@ class OffSegImageProcessor(PilBackend):
         image /= std
         return image
 
-    def _validate_preprocess_kwargs(
-        self,
-        do_resize: bool | None = None,
-        size: SizeDict | None = None,
-        resample: PILImageResampling | int | None = None,
-        do_center_crop: bool | None = None,
-        data_format: str | ChannelDimension | None = None,
-        window_size: int | None = None,
-        window_stride: int | None = None,
-        size_divisor: int | None = None,
-        **kwargs,
-    ) -> None:
-        """Refuse settings that would have no effect, instead of ignoring them."""
-        super()._validate_preprocess_kwargs(do_resize=do_resize, size=size, resample=resample, **kwargs)
-        if do_resize and not (size.shortest_edge or (size.height and size.width)):
-            raise ValueError(
-                'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, '
-                f"got {dict(size)}"
-            )
-        if do_resize and resample != PILImageResampling.BILINEAR:
-            raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
-        if do_center_crop:
-            raise ValueError("do_center_crop: not supported, crop the images before")
-        if data_format is not None and data_format != ChannelDimension.FIRST:
-            raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
-        if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
-            raise ValueError(
-                f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
-                f"window_size={window_size} (for no windows: window_size=None)"
-            )
-        if size_divisor is not None and size_divisor < 1:
-            raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
-
     def post_process_semantic_segmentation(
         self,
         outputs: Any,
@@ -305,6 +275,35 @@ class OffSegImageProcessor(PilBackend):
         if isinstance(reference, str):
             settings["auto_map"]["AutoImageProcessor"] = {"torchvision": reference, "pil": reference}
         return settings
+
+
+def _check_settings(
+    do_resize: bool | None,
+    size: SizeDict,
+    window_size: int | None,
+    window_stride: int | None,
+    size_divisor: int | None,
+    resample: PILImageResampling | int | None,
+    data_format: str | ChannelDimension | None,
+    **kwargs,
+) -> None:
+    """Refuse settings that would have no effect, instead of ignoring them."""
+    if do_resize and not (size.shortest_edge or (size.height and size.width)):
+        raise ValueError(
+            'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, '
+            f"got {dict(size)}"
+        )
+    if do_resize and resample != PILImageResampling.BILINEAR:
+        raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
+    if data_format is not None and data_format != ChannelDimension.FIRST:
+        raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
+    if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
+        raise ValueError(
+            f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
+            f"window_size={window_size} (for no windows: window_size=None)"
+        )
+    if size_divisor is not None and size_divisor < 1:
+        raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
 
 
 def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:

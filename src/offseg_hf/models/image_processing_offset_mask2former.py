@@ -67,14 +67,18 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         images: ImageInput,
         segmentation_maps: ImageInput | None,
         instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None,
+        window_size: int | None,
         do_reduce_labels: bool,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
+        if window_size is not None:
+            raise ValueError(f"window_size: expected None, as the model sees images whole, got {window_size}")
         has_instances = instance_id_to_semantic_id is not None
         data = super()._preprocess_image_like_inputs(
             images,
             segmentation_maps,
+            window_size=window_size,
             do_reduce_labels=do_reduce_labels,
             has_instances=has_instances,
             return_tensors=None,
@@ -118,11 +122,6 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         )
         # Ids of instances make room for the 255 of the padding: any number can be an id.
         return [label_map + IGNORED + 1 for label_map in label_maps] if has_instances else label_maps
-
-    def _validate_preprocess_kwargs(self, window_size: int | None = None, **kwargs) -> None:
-        if window_size is not None:
-            raise ValueError(f"window_size: expected None, as the model sees images whole, got {window_size}")
-        super()._validate_preprocess_kwargs(window_size=window_size, **kwargs)
 
     def post_process_semantic_segmentation(
         self,

@@ -47,7 +47,7 @@ class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, ModuleNamesMixin,
             _keep_weights(model)
         self.model = model
         config.base_config = model.config  # one object: what is set on the one is read by the other
-        config._attn_implementation_internal = model.config._attn_implementation
+        config.take_attention_of_base()
         self.supports_gradient_checkpointing = model.supports_gradient_checkpointing
         self.post_init()
 

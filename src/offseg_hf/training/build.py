@@ -128,7 +128,7 @@ def synchronize_batch_norms(module: nn.Module) -> nn.Module:
     """Batch norms over all processes, in place. torch's own conversion would let fixed statistics learn, too."""
     if isinstance(module, FixedBatchNorm2d):
         return module
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         setattr(module, name, synchronize_batch_norms(child))
