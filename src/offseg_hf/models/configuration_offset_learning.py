@@ -71,11 +71,6 @@ class OffsetLearningConfig(PreTrainedConfig):
         if name in SHARED and self.__dict__.get("_is_set_up"):
             setattr(self.base_config, name, value)
 
-    def take_attention_of_base(self) -> None:
-        """Say of the attention what the base's configuration says, which with those below it stays as it is."""
-        below = _attention_implementations(self.base_config)
-        self._attn_implementation = {"": below[""], "base_config": below}
-
     def to_dict(self) -> dict:
         """All fields, without the mark that they are set up."""
         output = super().to_dict()
@@ -90,6 +85,12 @@ class OffsetLearningConfig(PreTrainedConfig):
             config.pop("dtype", None)
             nested += [value for value in config.values() if isinstance(value, dict) and "model_type" in value]
         return output
+
+
+def take_attention_of_base(config: OffsetLearningConfig) -> None:
+    """Let `config` name the attention that its base has resolved; the base's and those below stay as they are."""
+    below = _attention_implementations(config.base_config)
+    config._attn_implementation = {"": below[""], "base_config": below}
 
 
 def _attention_implementations(config: PreTrainedConfig) -> dict:

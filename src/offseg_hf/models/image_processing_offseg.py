@@ -117,7 +117,12 @@ class OffSegImageProcessor(PilBackend):
             raise ValueError("do_center_crop: not supported, crop the images before")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
-    def _preprocess_image_like_inputs(
+    def _preprocess_image_like_inputs(self, *args, **kwargs) -> BatchFeature:
+        # Where transformers has images and label maps prepared together, with every setting resolved: the public
+        # `preprocess` around it only resolves them.
+        return self._prepare(*args, **kwargs)
+
+    def _prepare(
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,

@@ -62,7 +62,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         image_like_kwargs = {"instance_id_to_semantic_id": instance_id_to_semantic_id}
         return super().preprocess(images, segmentation_maps, image_like_kwargs=image_like_kwargs, **kwargs)
 
-    def _preprocess_image_like_inputs(
+    def _prepare(
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,
@@ -75,7 +75,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         if window_size is not None:
             raise ValueError(f"window_size: expected None, as the model sees images whole, got {window_size}")
         has_instances = instance_id_to_semantic_id is not None
-        data = super()._preprocess_image_like_inputs(
+        data = super()._prepare(
             images,
             segmentation_maps,
             window_size=window_size,
