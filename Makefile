@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 CACHE := .cache
 TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
 TRANSFORMERS_TESTS := $(CACHE)/transformers-$(TRANSFORMERS)/tests
@@ -29,6 +30,10 @@ test: lint $(VENV)/timm/installed  ## Lint and test, all but the slow tests
 test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole models
 	$(BIN)/pytest -m slow
 
+.PHONY: test-oldest
+test-oldest: $(OLDEST)/installed  ## The tests of `make test` with the oldest versions of all dependencies
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+
 .PHONY: test-transformers
 test-transformers: $(VENV)/installed $(TRANSFORMERS_TESTS)  ## transformers' own common tests, applied to our classes
 	TRANSFORMERS_TESTS=$(TRANSFORMERS_TESTS) $(BIN)/pytest tests/transformers_mixins
@@ -47,6 +52,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing offseg-hf and the tested versions of its dependencies into $(VENV) (once, some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@touch $@
+
+$(OLDEST)/installed: pyproject.toml constraints-oldest.txt
+	@echo "Installing offseg-hf and the oldest versions of its dependencies into $(OLDEST) (once; gigabytes with CUDA)"
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+		--editable ".[all]"
 	@touch $@
 
 # timm and segmentation_models_pytorch are tested with in processes of their own. Beside a build of torch that torchvision

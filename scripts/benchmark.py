@@ -64,9 +64,10 @@ def inference_rows(case: str, repeats: int, compiled: bool) -> list[list]:
     variants = [REFERENCE, OURS, FUSED, *(SEGFORMERS if case == "offseg-t-512" else [])]
     models = {variant: build(case, variant) for variant in variants}
     if compiled:
-        torch._inductor.config.freezing = True
         models |= {
-            f"{variant}, compiled": torch.compile(models[variant]) for variant in variants if variant is not OURS
+            f"{variant}, compiled": torch.compile(models[variant], options={"freezing": True})
+            for variant in variants
+            if variant is not OURS
         }
     medians = interleaved_medians({name: lambda m=model: run(m, images) for name, model in models.items()}, repeats)
     memory = {name: measure_memory(case, name) for name in models}
@@ -118,8 +119,7 @@ def memory_of(case: str, name: str, training: bool) -> int:
         return peak_memory(lambda: run(model.train(), images, labels))
     images = torch.randn(1, 3, side, side)
     if name != variant:
-        torch._inductor.config.freezing = True
-        model = torch.compile(model)
+        model = torch.compile(model, options={"freezing": True})
     return peak_memory(lambda: run(model, images))
 
 

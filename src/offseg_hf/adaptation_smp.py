@@ -84,7 +84,7 @@ def apply(
     replace_classifier(result, options["classifier"], **{k: v for k, v in options.items() if k != "classifier"})
     result.__class__ = with_offset_learning(type(model))
     # What is saved holds the encoder's weights: nothing is to be downloaded on loading it.
-    result._hub_mixin_config = model.config | {"encoder_weights": None, "offset_learning": options}
+    result.config.update(encoder_weights=None, offset_learning=options)
     return result
 
 

@@ -155,6 +155,22 @@ def test_columns_of_any_data_set(tmp_path):
         load_segmentation_data(tmp_path, "test", labels="context59", **names)
 
 
+@pytest.mark.parametrize("change", [{}, {"more": 1}])
+def test_streaming_data_that_does_not_say_what_its_columns_are(change):
+    """As `map` of streaming data leaves it; its images may be opened already."""
+    ids = [trees.class_ids("context59", "train", index) for index in range(7)]
+    data = columns([trees.raw_values("context59", i) for i in ids]).to_iterable_dataset().map(lambda sample: change)
+    assert data.features is None
+    loaded = load_segmentation_data(data, labels="context59")
+    for sample, expected in zip(loaded, ids, strict=True):
+        assert list(sample) == ["image", "label"] and np.array_equal(ids_of(sample), expected)
+
+
+def test_streaming_data_without_samples():
+    with pytest.raises(ValueError, match="no column 'image'"):
+        load_segmentation_data(IterableDataset.from_generator(lambda: iter(())), labels="context59")
+
+
 def test_classes_json_beside_parquet(tmp_path):
     columns([np.resize([7, 3, 9, 0, 200], PLAIN_IDS.shape)]).to_parquet(tmp_path / "train.parquet")
     (tmp_path / "classes.json").write_text(json.dumps(trees.PLAIN_CLASSES))

@@ -213,6 +213,7 @@ def test_settings_can_be_overridden_per_call():
         ({"window_stride": None}, "got window_stride=None and window_size=512"),
         ({"resample": 3}, "resample: expected BILINEAR"),
         ({"do_center_crop": True, "crop_size": 8}, "do_center_crop: not supported"),
+        ({"do_center_crop": True}, "do_center_crop: not supported"),
         ({"data_format": "channels_last"}, "data_format: expected"),
         ({"image_mean": [0.5, 0.5]}, "for 3 channels, got 2 and 3 values"),
     ],

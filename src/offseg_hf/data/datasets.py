@@ -211,12 +211,12 @@ def _open(
 def _with_columns(
     source: str, image_column: str | None, label_column: str | None, labels: LabelSet | None, data: Data
 ) -> Data:
-    from datasets import Image, IterableDataset
+    from datasets import Dataset, Image, IterableDataset
 
     from offseg_hf.data.label_image import LabelImage
 
     if data.features is None:  # of streaming data that does not say so itself, by its first samples
-        data = data._resolve_features()
+        data = data.cast(Dataset.from_list(list(data.take(5))).features)
     features = data.features
     names = {"image": image_column or "image", "label": label_column or "label"}
     for role, name in names.items():

@@ -142,7 +142,7 @@ def classes_beside(source: str | Path, revision: str | None) -> LabelSet | None:
 
     Raises ValueError if nobody knows, its cause the error of the client.
     """
-    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if isinstance(source, Path):
@@ -151,7 +151,8 @@ def classes_beside(source: str | Path, revision: str | None) -> LabelSet | None:
     try:
         return read_classes(hf_hub_download(source, FILE_NAME, repo_type="dataset", revision=revision))
     except LocalEntryNotFoundError as error:  # no connection
-        if try_to_load_from_cache(source, FILE_NAME, repo_type="dataset", revision=revision) is _CACHED_NO_EXIST:
+        cached = try_to_load_from_cache(source, FILE_NAME, repo_type="dataset", revision=revision)
+        if cached is not None:  # no path either, or there were no error: known not to exist
             return None
         raise ValueError(f"{source}: its {FILE_NAME} cannot be downloaded: {error}") from error
     except EntryNotFoundError:

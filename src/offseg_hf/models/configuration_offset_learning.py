@@ -66,11 +66,18 @@ class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
         self.output_hidden_states = self.output_hidden_states or base.output_hidden_states
         self.output_attentions = self.output_attentions or base.output_attentions
         self.return_dict = self.return_dict and base.return_dict
+        self._is_set_up = True
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name in SHARED and self.__dict__.get("_post_init_done"):
+        if name in SHARED and self.__dict__.get("_is_set_up"):
             setattr(self.base_config, name, value)
+
+    def to_dict(self) -> dict:
+        """All fields, without the mark that they are set up."""
+        output = super().to_dict()
+        output.pop("_is_set_up", None)
+        return output
 
     def to_diff_dict(self) -> dict:
         """What is written, without the dtypes of nested configurations: their weights are in that of the whole."""
@@ -80,6 +87,12 @@ class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
             config.pop("dtype", None)
             nested += [value for value in config.values() if isinstance(value, dict) and "model_type" in value]
         return output
+
+
+def take_attention_of_base(config: OffsetLearningConfig) -> None:
+    """Let `config` name the attention that its base has resolved; the base's and those below stay as they are."""
+    below = _attention_implementations(config.base_config)
+    config._attn_implementation = {"": below[""], "base_config": below}
 
 
 def _attention_implementations(config: PreTrainedConfig) -> dict:

@@ -147,6 +147,8 @@ class OffSegImageProcessor(PilBackend):
         width of each image within `pixel_values`, and `labels` int64 (batch, height, width).
         Raises ValueError that names the image, label map or setting at fault.
         """
+        if kwargs.get("do_center_crop", self.do_center_crop):  # before transformers asks for the size of the crop
+            raise ValueError("do_center_crop: not supported, crop the images before")
         self._check_names(name for name in kwargs if name != "image_like_kwargs")
         inputs = super().preprocess(images, segmentation_maps, **kwargs)
         device = kwargs.get("device") or self.device
@@ -158,7 +160,12 @@ class OffSegImageProcessor(PilBackend):
             inputs[name] = [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
         return inputs
 
-    def _preprocess_image_like_inputs(
+    def _preprocess_image_like_inputs(self, *args, **kwargs) -> BatchFeature:
+        # Where transformers has images and label maps prepared together, with every setting resolved: the public
+        # `preprocess` around it only resolves them.
+        return self._prepare(*args, **kwargs)
+
+    def _prepare(
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,
@@ -172,6 +179,7 @@ class OffSegImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
+        _check_settings(do_resize, size, window_size, window_stride, size_divisor, **kwargs)
         images = self._read_images(images, **kwargs)
         labels = [] if segmentation_maps is None else self._read_label_maps(segmentation_maps, images, **kwargs)
         if do_resize:
@@ -266,45 +274,6 @@ class OffSegImageProcessor(PilBackend):
         image /= std
         return image
 
-    def _validate_preprocess_kwargs(
-        self,
-        do_resize: bool | None = None,
-        size: SizeDict | None = None,
-        resample: PILImageResampling | int | None = None,
-        do_center_crop: bool | None = None,
-        data_format: str | ChannelDimension | None = None,
-        window_size: int | None = None,
-        window_stride: int | None = None,
-        size_divisor: int | None = None,
-        **kwargs,
-    ) -> None:
-        """Refuse settings that would have no effect, instead of ignoring them."""
-        super()._validate_preprocess_kwargs(do_resize=do_resize, size=size, resample=resample, **kwargs)
-        if do_center_crop:
-            raise ValueError("do_center_crop: not supported, crop the images before")
-        for name, reason in WITHOUT_EFFECT.items():
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name}: has no effect here, {reason}")
-        if do_resize:
-            lengths = {name: length for name, length in dict(size).items() if length is not None}
-            forms = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"})
-            if set(lengths) not in forms or not all(isinstance(n, int) and n >= 1 for n in lengths.values()):
-                raise ValueError(
-                    'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, of '
-                    f"positive integers, got {lengths}"
-                )
-        if do_resize and resample != PILImageResampling.BILINEAR:
-            raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
-        if data_format is not None and data_format != ChannelDimension.FIRST:
-            raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
-        if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
-            raise ValueError(
-                f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
-                f"window_size={window_size} (for no windows: window_size=None)"
-            )
-        if size_divisor is not None and size_divisor < 1:
-            raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
-
     def post_process_semantic_segmentation(
         self,
         outputs: Any,
@@ -397,6 +366,41 @@ def checked_target_sizes(
     if wrong:
         raise ValueError(f"target_sizes: expected at least 1 x 1 pixels, got {wrong[0]}")
     return sizes
+
+
+def _check_settings(
+    do_resize: bool | None,
+    size: SizeDict,
+    window_size: int | None,
+    window_stride: int | None,
+    size_divisor: int | None,
+    resample: PILImageResampling | int | None,
+    data_format: str | ChannelDimension | None,
+    **kwargs,
+) -> None:
+    """Refuse settings that would have no effect, instead of ignoring them."""
+    for name, reason in WITHOUT_EFFECT.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name}: has no effect here, {reason}")
+    if do_resize:
+        lengths = {name: length for name, length in dict(size).items() if length is not None}
+        forms = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"})
+        if set(lengths) not in forms or not all(isinstance(n, int) and n >= 1 for n in lengths.values()):
+            raise ValueError(
+                'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, of '
+                f"positive integers, got {lengths}"
+            )
+    if do_resize and resample != PILImageResampling.BILINEAR:
+        raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
+    if data_format is not None and data_format != ChannelDimension.FIRST:
+        raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
+    if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
+        raise ValueError(
+            f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
+            f"window_size={window_size} (for no windows: window_size=None)"
+        )
+    if size_divisor is not None and size_divisor < 1:
+        raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
 
 
 def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:

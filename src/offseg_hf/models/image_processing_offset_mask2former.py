@@ -67,19 +67,26 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         image_like_kwargs = {"instance_id_to_semantic_id": instance_id_to_semantic_id}
         return super().preprocess(images, segmentation_maps, image_like_kwargs=image_like_kwargs, **kwargs)
 
-    def _preprocess_image_like_inputs(
+    def _prepare(
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,
         instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None,
+        window_size: int | None,
+        window_stride: int | None,
         do_reduce_labels: bool,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
+        for name, value in (("window_size", window_size), ("window_stride", window_stride)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None, as the model sees images whole, got {value}")
         has_instances = instance_id_to_semantic_id is not None
-        data = super()._preprocess_image_like_inputs(
+        data = super()._prepare(
             images,
             segmentation_maps,
+            window_size=None,
+            window_stride=None,
             do_reduce_labels=do_reduce_labels,
             has_instances=has_instances,
             return_tensors=None,
@@ -123,14 +130,6 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         )
         # Ids of instances make room for the 255 of the padding: any number can be an id.
         return [label_map + IGNORED + 1 for label_map in label_maps] if has_instances else label_maps
-
-    def _validate_preprocess_kwargs(
-        self, window_size: int | None = None, window_stride: int | None = None, **kwargs
-    ) -> None:
-        for name, value in (("window_size", window_size), ("window_stride", window_stride)):
-            if value is not None:
-                raise ValueError(f"{name}: expected None, as the model sees images whole, got {value}")
-        super()._validate_preprocess_kwargs(**kwargs)
 
     def post_process_semantic_segmentation(
         self,

@@ -22,7 +22,7 @@ class MaskPipelineMixin(ModuleNamesMixin):
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs):
         """As every model's; the code beside the weights is named to both Auto classes."""
-        if self._auto_class is not None:
+        if self.is_remote_code():
             code = f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"
             auto_classes = ("AutoModelForImageSegmentation", "AutoModelForUniversalSegmentation")
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(auto_classes, code)

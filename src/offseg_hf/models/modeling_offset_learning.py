@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
-from .configuration_offset_learning import OffsetLearningConfig
+from .configuration_offset_learning import OffsetLearningConfig, take_attention_of_base
 from .inner_model import InnerOffsetsMixin, ModuleNamesMixin
 from .offset_classifier import replace_classifier
 
@@ -47,7 +47,7 @@ class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, ModuleNamesMixin,
             _keep_weights(model)
         self.model = model
         config.base_config = model.config  # one object: what is set on the one is read by the other
-        config._attn_implementation_internal = model.config._attn_implementation
+        take_attention_of_base(config)
         self.supports_gradient_checkpointing = model.supports_gradient_checkpointing
         self.post_init()
 
@@ -73,7 +73,8 @@ def _build(config: OffsetLearningConfig) -> PreTrainedModel:
 
 
 def _keep_weights(model: nn.Module) -> None:
-    """Marks all weights as transformers marks loaded ones, which `post_init` does not initialise again."""
+    """Marks all weights as transformers marks loaded ones, which no initialisation overwrites: not `post_init`, nor
+    that of a model of someone's own around this one, for which `no_init_weights` around `post_init` would not do."""
     for part in (*model.modules(), *model.parameters(), *model.buffers()):
         part._is_hf_initialized = True
 

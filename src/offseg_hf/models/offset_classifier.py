@@ -31,9 +31,7 @@ class Neighborhoods(nn.Module):
         super().__init__()
         self.kernel_size = conv.kernel_size
         self.dilation = conv.dilation
-        self.padding = tuple(
-            conv._reversed_padding_repeated_twice
-        )  # left, right, top, bottom; "same" has become sizes
+        self.padding = _padding(conv)
         self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
 
     def extra_repr(self) -> str:
@@ -152,4 +150,11 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
     """Left, right, top and bottom, as `F.pad` takes them; also where a convolution says "same" or "valid"."""
-    return tuple(conv._reversed_padding_repeated_twice)
+    sides = []
+    for axis in (1, 0):
+        if conv.padding == "same":  # the odd one goes to the end, as in torch
+            total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [0, 0] if conv.padding == "valid" else [conv.padding[axis]] * 2
+    return tuple(sides)

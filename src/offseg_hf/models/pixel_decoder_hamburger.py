@@ -114,7 +114,10 @@ class NonNegativeMatrixFactorization(nn.Module):
         self.bases = self.initial_bases().to(self.bases.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Moves the bases, but never casts them: half precision would change them for good."""
+        """Moves the bases, but never casts them: half precision would change them for good.
+
+        Of all that moves or casts a model (`to`, `half`, `cuda`, ...) this alone is called of the modules inside.
+        """
         super()._apply(fn, recurse)
         self.reset_bases()
         return self

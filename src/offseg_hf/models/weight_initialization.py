@@ -8,7 +8,7 @@ class WeightInitializationMixin:
 
     For code that is not its own, transformers passes over modules all of whose own parameters are initialised, so over
     those without any. It need not: what `transformers.initialization` writes to asks every parameter itself whether it
-    was loaded.
+    was loaded. The public `initialize_weights` is called of the outermost model alone, `_initialize_weights` of each.
     """
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):

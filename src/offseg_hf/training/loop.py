@@ -194,7 +194,7 @@ class TrainingRun:
             pin_memory=accelerator.device.type == "cuda",
         )
         self.batches = iter(loader)
-        if recipe.data.num_workers:
+        if recipe.data.num_workers:  # nothing public ends workers while an error of theirs still holds the iterator
             stack.callback(self.batches._shutdown_workers)
 
     def _tell_what_changed(self, state: dict) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @dataclass
@@ -65,6 +66,7 @@ class WeightAverage:
     def update(self, model: nn.Module, iteration: int) -> None:
         """Take in the weights after `iteration` steps."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        follow = get_ema_multi_avg_fn(decay)
+        follow(list(self.model.parameters()), list(model.parameters()), iteration)
         for average, buffer in zip(self.model.buffers(), model.buffers()):
             average.copy_(buffer)
