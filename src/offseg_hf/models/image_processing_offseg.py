@@ -106,7 +106,7 @@ class OffSegImageProcessor(PilBackend):
         if "image_processor_type" not in kwargs:  # a saved one, which may have settings of a newer version
             self._check_names(kwargs)
         super().__init__(**kwargs)
-        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._settings()})
+        self._check_settings(**{name: getattr(self, name) for name in self._settings()})
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs):
@@ -179,7 +179,14 @@ class OffSegImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
-        _check_settings(do_resize, size, window_size, window_stride, size_divisor, **kwargs)
+        self._check_settings(
+            do_resize=do_resize,
+            size=size,
+            window_size=window_size,
+            window_stride=window_stride,
+            size_divisor=size_divisor,
+            **kwargs,
+        )
         images = self._read_images(images, **kwargs)
         labels = [] if segmentation_maps is None else self._read_label_maps(segmentation_maps, images, **kwargs)
         if do_resize:
@@ -274,6 +281,44 @@ class OffSegImageProcessor(PilBackend):
         image /= std
         return image
 
+    def _check_settings(
+        self,
+        do_resize: bool | None,
+        size: SizeDict,
+        window_size: int | None,
+        window_stride: int | None,
+        size_divisor: int | None,
+        resample: PILImageResampling | int | None,
+        data_format: str | ChannelDimension | None,
+        do_center_crop: bool | None = None,
+        **kwargs,
+    ) -> None:
+        """Refuse settings that would have no effect, instead of ignoring them."""
+        if do_center_crop:
+            raise ValueError("do_center_crop: not supported, crop the images before")
+        for name, reason in WITHOUT_EFFECT.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name}: has no effect here, {reason}")
+        if do_resize:
+            lengths = {name: length for name, length in dict(size).items() if length is not None}
+            forms = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"})
+            if set(lengths) not in forms or not all(isinstance(n, int) and n >= 1 for n in lengths.values()):
+                raise ValueError(
+                    'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, of '
+                    f"positive integers, got {lengths}"
+                )
+        if do_resize and resample != PILImageResampling.BILINEAR:
+            raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
+        if data_format is not None and data_format != ChannelDimension.FIRST:
+            raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
+        if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
+            raise ValueError(
+                f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
+                f"window_size={window_size} (for no windows: window_size=None)"
+            )
+        if size_divisor is not None and size_divisor < 1:
+            raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
+
     def post_process_semantic_segmentation(
         self,
         outputs: Any,
@@ -366,41 +411,6 @@ def checked_target_sizes(
     if wrong:
         raise ValueError(f"target_sizes: expected at least 1 x 1 pixels, got {wrong[0]}")
     return sizes
-
-
-def _check_settings(
-    do_resize: bool | None,
-    size: SizeDict,
-    window_size: int | None,
-    window_stride: int | None,
-    size_divisor: int | None,
-    resample: PILImageResampling | int | None,
-    data_format: str | ChannelDimension | None,
-    **kwargs,
-) -> None:
-    """Refuse settings that would have no effect, instead of ignoring them."""
-    for name, reason in WITHOUT_EFFECT.items():
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name}: has no effect here, {reason}")
-    if do_resize:
-        lengths = {name: length for name, length in dict(size).items() if length is not None}
-        forms = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"height", "width"})
-        if set(lengths) not in forms or not all(isinstance(n, int) and n >= 1 for n in lengths.values()):
-            raise ValueError(
-                'size: expected {"shortest_edge", "longest_edge"}, {"shortest_edge"} or {"height", "width"}, of '
-                f"positive integers, got {lengths}"
-            )
-    if do_resize and resample != PILImageResampling.BILINEAR:
-        raise ValueError(f"resample: expected BILINEAR (2), which is OpenCV's bilinear here, got {resample!r}")
-    if data_format is not None and data_format != ChannelDimension.FIRST:
-        raise ValueError(f'data_format: expected "channels_first", got {data_format!r}')
-    if window_size is not None and (window_stride is None or not 1 <= window_stride <= window_size):
-        raise ValueError(
-            f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
-            f"window_size={window_size} (for no windows: window_size=None)"
-        )
-    if size_divisor is not None and size_divisor < 1:
-        raise ValueError(f"size_divisor: expected at least 1, or None, got {size_divisor}")
 
 
 def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:

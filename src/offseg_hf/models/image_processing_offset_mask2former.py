@@ -72,21 +72,14 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         images: ImageInput,
         segmentation_maps: ImageInput | None,
         instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None,
-        window_size: int | None,
-        window_stride: int | None,
         do_reduce_labels: bool,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
-        for name, value in (("window_size", window_size), ("window_stride", window_stride)):
-            if value is not None:
-                raise ValueError(f"{name}: expected None, as the model sees images whole, got {value}")
         has_instances = instance_id_to_semantic_id is not None
         data = super()._prepare(
             images,
             segmentation_maps,
-            window_size=None,
-            window_stride=None,
             do_reduce_labels=do_reduce_labels,
             has_instances=has_instances,
             return_tensors=None,
@@ -130,6 +123,12 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         )
         # Ids of instances make room for the 255 of the padding: any number can be an id.
         return [label_map + IGNORED + 1 for label_map in label_maps] if has_instances else label_maps
+
+    def _check_settings(self, window_size: int | None, window_stride: int | None, **kwargs) -> None:
+        for name, value in (("window_size", window_size), ("window_stride", window_stride)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None, as the model sees images whole, got {value}")
+        super()._check_settings(window_size=None, window_stride=None, **kwargs)
 
     def post_process_semantic_segmentation(
         self,
