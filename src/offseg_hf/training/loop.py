@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from offseg_hf.conversion import load_pretrained
+from offseg_hf.data.check import first_look
 from offseg_hf.data.datasets import label_set_of, sample_name
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.evaluation import evaluate_model
@@ -154,6 +155,8 @@ class TrainingRun:
             require_same_labels(self.recipe, self.labels, state, self.checkpoint)
         require_something_to_learn(self.train_data, f"data.train_split={data.train_split}")
         require_something_to_learn(self.validation_data, f"data.validation_split={data.validation_split}")
+        if state is None and (note := first_look(self.train_data)):
+            self.notes.append(note)
 
     def _build_model(self, state: dict | None) -> None:
         recipe, accelerator = self.recipe, self.accelerator
