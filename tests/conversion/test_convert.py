@@ -24,6 +24,7 @@ CODE = {
     "attention.py",
     "carafe.py",
     "configuration_offseg.py",
+    "configuration_offset.py",
     "encoder_backbone.py",
     "encoder_efficientformer_v2.py",
     "image_operations.py",

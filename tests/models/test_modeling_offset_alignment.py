@@ -452,6 +452,7 @@ def test_remote_code(folders):
         assert set(found) <= set(LABELS) and found
         written = {path.name for path in (folders / kind).glob("*.py")}
         assert written == {
+            "configuration_offset.py",
             "configuration_offset_alignment.py",
             "inner_model.py",
             "layers.py",

@@ -1,5 +1,7 @@
 """What the encoders of this package share as backbones for models of transformers."""
 
+from os import PathLike
+
 from torch import Tensor
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -28,3 +30,16 @@ class EncoderBackboneMixin(BackboneMixin):
             feature_maps=tuple(x for name, x in zip(self.stage_names, hidden_states) if name in self.out_features),
             hidden_states=hidden_states if output_hidden_states else None,
         )
+
+
+class CodeOfBackboneMixin:
+    """Names, in what is saved with its code, the class that takes the encoder alone: `AutoBackbone` finds it there."""
+
+    backbone_code: str  # module.class
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs):
+        """As every model's; the code beside the weights is named to AutoBackbone too."""
+        if self._auto_class is not None:
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = auto_map | {"AutoBackbone": self.backbone_code}
+        super().save_pretrained(save_directory, **kwargs)

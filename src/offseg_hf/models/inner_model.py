@@ -1,7 +1,5 @@
 """What models share that are built around a model of transformers."""
 
-from os import PathLike
-
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -15,19 +13,6 @@ class ModuleNamesMixin:
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """As every model's. `save_original_format` asks for the names of the inner model's first files."""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
-
-
-class CodeOfBackboneMixin:
-    """Names, in what is saved with its code, the class that takes the encoder alone: `AutoBackbone` finds it there."""
-
-    backbone_code: str  # module.class
-
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs):
-        """As every model's; the code beside the weights is named to AutoBackbone too."""
-        if self._auto_class is not None:
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = auto_map | {"AutoBackbone": self.backbone_code}
-        super().save_pretrained(save_directory, **kwargs)
 
 
 class InnerOffsetsMixin:

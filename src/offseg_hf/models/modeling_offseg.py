@@ -13,9 +13,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .attention import AttentionBias
 from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
-from .encoder_backbone import EncoderBackboneMixin
+from .encoder_backbone import CodeOfBackboneMixin, EncoderBackboneMixin
 from .encoder_efficientformer_v2 import ConvMlp, EfficientFormerV2Encoder, EncoderBlock
-from .inner_model import CodeOfBackboneMixin
 from .layers import FixedBatchNorm2d, channels_last
 from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder

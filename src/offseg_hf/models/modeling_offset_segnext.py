@@ -11,9 +11,8 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_offset_segnext import MscanConfig, MscanEncoderConfig, OffsetSegNextConfig
-from .encoder_backbone import EncoderBackboneMixin
+from .encoder_backbone import CodeOfBackboneMixin, EncoderBackboneMixin
 from .encoder_mscan import MscaBlock, MscanEncoder
-from .inner_model import CodeOfBackboneMixin
 from .offset_learning import OffsetLearning
 from .pixel_decoder_hamburger import HamburgerPixelDecoder, NonNegativeMatrixFactorization
 from .semantic_segmentation import SemanticSegmentationMixin
