@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 from transformers import AutoConfig
 
-from tests.training.tiny import RECIPE, TINY_MASK2FORMER
+from tests.tiny import MASK2FORMER
+from tests.training.tiny import RECIPE
 
 
 def write_data(folder: Path, num_classes: int, ignore_index: int) -> None:
@@ -39,7 +40,7 @@ def test_they_train(processes, tmp_path, num_classes, ignore_index, model):
     values["augmentation"] |= {"ratio_range": [0.5, 0.5]}  # smaller than the crop, so that it is padded
     values["schedule"] = {"iterations": 2}
     if model == "mask2former":
-        values["model"] = {"preset": "mask2former-swin-t-offset-ade", "config": TINY_MASK2FORMER}
+        values["model"] = {"preset": "mask2former-swin-t-offset-ade", "config": MASK2FORMER}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     processes.run("--config", tmp_path / "own.yaml", "--output", tmp_path / "run")
     first, second, evaluated = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())

@@ -9,7 +9,8 @@ import torch
 from offseg_hf import OffsetMask2FormerConfig, OffsetMask2FormerForUniversalSegmentation
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
-from tests.transformers_mixins.tiny import TINY_OFFSET_MASK2FORMER, tiny_offset_mask2former_config
+from tests.tiny import MASK2FORMER
+from tests.transformers_mixins.tiny import tiny_offset_mask2former_config
 
 
 class OffsetMask2FormerModelTester:
@@ -32,7 +33,7 @@ class OffsetMask2FormerModelTest(ModelTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = OffsetMask2FormerModelTester()
-        sizes = {name: value for name, value in TINY_OFFSET_MASK2FORMER.items() if name != "backbone_config"}
+        sizes = {name: value for name, value in MASK2FORMER.items() if name != "backbone_config"}
         self.config_tester = ConfigTester(
             self,
             config_class=OffsetMask2FormerConfig,

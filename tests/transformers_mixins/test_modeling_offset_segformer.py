@@ -8,7 +8,8 @@ from offseg_hf import OffsetSegformerConfig, OffsetSegformerForSemanticSegmentat
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 from tests.test_pipeline_mixin import PipelineTesterMixin
-from tests.transformers_mixins.tiny import TINY_SEGFORMER, tiny_segformer_config
+from tests.tiny import SEGFORMER
+from tests.transformers_mixins.tiny import tiny_segformer_config
 
 
 class OffsetSegformerModelTester:
@@ -42,7 +43,7 @@ class OffsetSegformerModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.T
             config_class=OffsetSegformerConfig,
             has_text_modality=False,
             common_properties=["num_channels", "hidden_sizes", "depths", "num_attention_heads"],
-            **TINY_SEGFORMER,
+            **SEGFORMER,
         )
 
     def test_config(self):
