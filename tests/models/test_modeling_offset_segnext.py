@@ -19,7 +19,6 @@ from offseg_hf import (
     OffsetSegNextForSemanticSegmentation,
 )
 from offseg_hf.models.encoder_mscan import MscaBlock
-from tests.activation_checkpointing import enable_checkpointing
 
 
 MSCAN = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1], "mlp_ratios": [2, 2, 3, 2]}
@@ -194,7 +193,7 @@ def test_gradient_checkpointing():
 
     model = small_model(drop_path_rate=0.0).train()
     expected = gradients(model)
-    enable_checkpointing(model)
+    model.activation_checkpointing_enable()
     calls = []
     for module in model.modules():
         if isinstance(module, MscaBlock):
