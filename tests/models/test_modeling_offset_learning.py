@@ -26,7 +26,6 @@ from offseg_hf import (
     OffsetLearningForSemanticSegmentation,
     apply_offset_learning,
 )
-from tests.activation_checkpointing import enable_checkpointing, is_checkpointing
 from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
 from tests.processes import run_python
 from tests.semantic_models import LABELS, NAMES, SIZE, images, label_maps, small_model
@@ -322,8 +321,8 @@ def test_gradient_checkpointing(name):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            enable_checkpointing(model)
-            assert is_checkpointing(model)
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
             model.train()
             for part in model.modules():  # in train mode, for checkpoints, without what makes it differ
                 if isinstance(part, nn.BatchNorm2d | nn.Dropout) or "DropPath" in type(part).__name__:
@@ -336,8 +335,8 @@ def test_gradient_checkpointing(name):
 
 def test_gradient_checkpointing_where_there_is_none():
     """As the wrapped model has none."""
-    with pytest.raises(ValueError, match="does not support (activation|gradient) checkpointing"):
-        enable_checkpointing(apply_offset_learning(small_model("mobilenet_v2")))
+    with pytest.raises(ValueError, match="does not support activation checkpointing"):
+        apply_offset_learning(small_model("mobilenet_v2")).activation_checkpointing_enable()
 
 
 def test_modules_that_devices_keep_whole():

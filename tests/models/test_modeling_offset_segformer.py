@@ -10,7 +10,6 @@ from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
 from offseg_hf import OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation
-from tests.activation_checkpointing import enable_checkpointing
 from tests.comparison import assert_same_gradients, assert_same_outputs
 from tests.parity.test_modes import graphs
 
@@ -280,7 +279,7 @@ def test_gradient_checkpointing(model):
     model.train()
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.eval()
-    enable_checkpointing(model)
+    model.activation_checkpointing_enable()
     runs = []
     for stage in model.segformer.stages:
         for block in stage.blocks:

@@ -16,7 +16,6 @@ from offseg_hf import (
     OffsetSegNextForSemanticSegmentation,
 )
 from offseg_hf.models.encoder_mscan import MscaBlock
-from tests.activation_checkpointing import enable_checkpointing
 from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
 from tests.parity.test_modes import graphs
 from tests.processes import run_python
@@ -194,7 +193,7 @@ def test_gradient_checkpointing():
 
     model = small_model(drop_path_rate=0.0).train()
     expected = gradients(model)
-    enable_checkpointing(model)
+    model.activation_checkpointing_enable()
     calls = []
     for module in model.modules():
         if isinstance(module, MscaBlock):

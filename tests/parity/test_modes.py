@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation
 from offseg_hf.data.scenes import render_scene
 from offseg_hf.presets import get_preset
-from tests.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from tests.comparison import assert_same_gradients, assert_same_outputs
 from tests.parity.conftest import converted
 from tests.parity.fill import image
@@ -154,10 +153,10 @@ def test_gradient_checkpointing(small_model):
 
     small_model.train()
     plain = step()
-    enable_checkpointing(small_model)
+    small_model.activation_checkpointing_enable()
     calls = count_recomputations(small_model)
     checkpointed = step()
-    disable_checkpointing(small_model)
+    small_model.activation_checkpointing_disable()
     small_model.eval().zero_grad()
     assert set(calls.values()) == {2}  # every block of the encoder and every fusion ran forward twice
     assert sum(gradient.abs().sum() for gradient in plain.values()) > 0

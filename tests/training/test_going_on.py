@@ -23,7 +23,8 @@ from offseg_hf.training.build import build_model, load_split, require_trainable
 from offseg_hf.training.going_on import class_axes, load_trained
 from offseg_hf.training.loop import train
 from offseg_hf.training.recipe import load_recipe
-from tests.training.tiny import NAMES, TINY_MASK2FORMER, own_recipe, write_own, write_segformer
+from tests.tiny import MASK2FORMER
+from tests.training.tiny import NAMES, own_recipe, write_own, write_segformer
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_what_depends_on_classes_is_found():
         "offset_learning.logit_norm.weight",
         "offset_learning.logit_norm.bias",
     }
-    masks = OffsetMask2FormerForUniversalSegmentation(OffsetMask2FormerConfig(**TINY_MASK2FORMER, num_labels=5))
+    masks = OffsetMask2FormerForUniversalSegmentation(OffsetMask2FormerConfig(**MASK2FORMER, num_labels=5))
     assert {"class_predictor.weight", "class_predictor.bias"} <= set(class_axes(masks))
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from offseg_hf import apply_offset_learning
-from offseg_hf.cli.console import _expand_home, _message
+from offseg_hf.cli.console import _at_home, _message
 from offseg_hf.data.datasets import label_set_of
 from offseg_hf.training.build import build_model, load_split, settings_without_effect
 from offseg_hf.training.checkpoint import save_checkpoint
@@ -282,9 +282,9 @@ def test_messages_are_whole():
 
 def test_home_is_expanded_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    assert _expand_home(Path("~/runs")) == Path("/home/someone/runs")
-    assert _expand_home(["~/a.png", "b~.png", None]) == ["/home/someone/a.png", "b~.png", None]
-    assert _expand_home("nvidia/mit-b0") == "nvidia/mit-b0" and _expand_home(0.5) == 0.5
+    assert _at_home(Path("~/runs")) == Path("/home/someone/runs")
+    assert _at_home(["~/a.png", "b~.png", None]) == ["/home/someone/a.png", "b~.png", None]
+    assert _at_home("nvidia/mit-b0") == "nvidia/mit-b0" and _at_home(0.5) == 0.5
 
 
 def test_an_output_in_ones_home(in_process, segformer, going_on, monkeypatch):
