@@ -1,9 +1,14 @@
-"""Python processes that have torch and transformers imported and nothing of ours, so that each starts at once.
+"""Python processes that have most of what they import already, so that each starts at once.
 
-They are forked of one process per session of tests, which as a script this is: it takes requests as JSON lines on
-stdin and answers on stdout. What it has imported took its settings from its environment: it is offline, with a cache
-of its own for the code of saved models. So nothing that is read on import can be set for a single process; for that,
-and for what importing itself does, start a real one.
+They are forked of a process per session of tests, which as a script this is: it takes requests as JSON lines on stdin
+and answers on stdout. None of ours is imported before a process does it. There are two of them:
+
+- `with_transformers`: torch and transformers are there, with settings from an environment that is offline and has a
+  cache of its own for the code of saved models: nothing that is read on import can be set for a single process.
+- `with_torch`: torch is there, and what is neither ours nor of Hugging Face, whose libraries look at the environment
+  when they are imported: for clients of a Hub, each with an environment of its own.
+
+For what importing itself does, start a real process.
 """
 
 import json
@@ -13,6 +18,7 @@ import subprocess
 import sys
 import traceback
 from atexit import register
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +26,21 @@ from tempfile import TemporaryDirectory
 
 
 ROOT = Path(__file__).parents[1]
-IMPORTED = (
+WITH_TORCH = (
+    "fsspec",
+    "pandas",
+    "PIL.Image",
+    "pyarrow.parquet",
+    "rich.progress",
+    "scipy.optimize",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.tensor",
+    "torch.utils.data",
+    "typer",
+    "yaml",
+)
+WITH_TRANSFORMERS = (
     "accelerate",
     "datasets",
     "scipy.optimize",
@@ -44,8 +64,14 @@ def run_python(
 
     Nobody answers its questions. With `check`, a script that fails fails the test.
     """
-    (process,) = _run([environment], script, [name, *map(str, arguments)], cwd)
+    (process,) = _run(_with_transformers(), [environment], script, [name, *map(str, arguments)], cwd)
     assert not (check and process.returncode), process.stderr
+    return process
+
+
+def run_client(script: str, *arguments: object, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """The same in a process with torch imported and nothing of Hugging Face, in this environment and no other."""
+    (process,) = _run(_with_torch(), [environment], script, ["-c", *map(str, arguments)], Path.cwd())
     return process
 
 
@@ -60,43 +86,61 @@ def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT)
         "MASTER_PORT": port,
     }
     ranks = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
-    processes = _run(ranks, script, ["-c", *map(str, arguments)], cwd)
+    processes = _run(_with_transformers(), ranks, script, ["-c", *map(str, arguments)], cwd)
     assert not any(process.returncode for process in processes), [process.stderr for process in processes]
     return processes
 
 
+@dataclass(frozen=True)
+class Server:
+    """The process that others are forked of, the environment that theirs adds to, and a folder for what they say."""
+
+    process: subprocess.Popen
+    environment: dict[str, str]
+    folder: str
+
+
 def _run(
-    environments: list[dict[str, str]], script: str, arguments: list[str], cwd: Path
+    server: Server, environments: list[dict[str, str]], script: str, arguments: list[str], cwd: Path
 ) -> list[subprocess.CompletedProcess]:
     """At the same time, one for each environment."""
-    server, folder = _server()
     requests = [
         {
             "script": script,
             "arguments": arguments,
             "cwd": str(cwd),
-            "environment": environment,
-            **{stream: f"{folder}/{stream}-{index}" for stream in ("stdout", "stderr")},
+            "environment": server.environment | environment,
+            **{stream: f"{server.folder}/{stream}-{index}" for stream in ("stdout", "stderr")},
         }
         for index, environment in enumerate(environments)
     ]
-    server.stdin.write(json.dumps(requests) + "\n")
-    server.stdin.flush()
+    server.process.stdin.write(json.dumps(requests) + "\n")
+    server.process.stdin.flush()
     return [
         subprocess.CompletedProcess(
             arguments, code, **{stream: Path(request[stream]).read_text() for stream in ("stdout", "stderr")}
         )
-        for request, code in zip(requests, json.loads(server.stdout.readline()), strict=True)
+        for request, code in zip(requests, json.loads(server.process.stdout.readline()), strict=True)
     ]
 
 
 @cache
-def _server() -> tuple[subprocess.Popen, str]:
+def _with_transformers() -> Server:
     folder = TemporaryDirectory()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{folder.name}/modules"}
+    return Server(_serve(WITH_TRANSFORMERS, folder, environment), environment, folder.name)
+
+
+@cache
+def _with_torch() -> Server:
+    folder = TemporaryDirectory()
+    return Server(_serve(WITH_TORCH, folder, dict(os.environ)), {}, folder.name)
+
+
+def _serve(modules: tuple[str, ...], folder: TemporaryDirectory, environment: dict[str, str]) -> subprocess.Popen:
     server = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, __file__, *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -106,11 +150,11 @@ def _server() -> tuple[subprocess.Popen, str]:
     register(folder.cleanup)
     register(server.wait)
     register(server.stdin.close)
-    return server, folder.name
+    return server
 
 
 def main() -> None:
-    for module in IMPORTED:
+    for module in sys.argv[1:]:
         import_module(module)
     assert "offseg_hf" not in sys.modules
     for line in iter(sys.stdin.readline, ""):
@@ -133,6 +177,7 @@ def run(script: str, arguments: list[str], cwd: str, environment: dict[str, str]
         for file, number in ((nothing, 0), (out, 1), (err, 2)):
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(environment)
     sys.argv, sys.path[0] = arguments, ""
     code = 0

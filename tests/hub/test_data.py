@@ -130,7 +130,7 @@ def test_comes_back(local_hub, folder, tmp_path, mode):
     seen = json.loads(
         local_hub.run(READ, folder, f"tester/{mode}", tries, HF_HOME=tmp_path, **MODES[mode]).splitlines()[-1]
     )
-    assert fault.happened.is_set()
+    assert fault.happened.wait(5)
     assert seen["failed"] == ["for a while"] * int(tries)
     assert seen["names"] == CLASSES["classes"]
     for split, count in SAMPLES.items():
@@ -143,5 +143,5 @@ def test_stream_goes_on(local_hub, folder, tmp_path):
     """Where the connection was lost, in the same loop."""
     fault = local_hub.faults.add("GET", DATA["lfs"], CutDownload(after=10_000, reset=True), times=2)
     seen = json.loads(local_hub.run(STREAM, folder, "tester/lfs", HF_HOME=tmp_path).splitlines()[-1])
-    assert fault.happened.is_set()
+    assert fault.happened.wait(5)
     assert seen == [True] * SAMPLES["train"]

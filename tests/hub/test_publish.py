@@ -16,12 +16,14 @@ from offseg_hf.hub.publish import VerificationError, recognise, verify
 from offseg_hf.presets import PRESETS
 from tests.local_hub.faults import Answer, CutUpload
 from tests.parity.fill import official_keys, official_state_dict
+from tests.processes import run_client
 from tests.small_model import save_small_model
 
 
 pytest_plugins = ["tests.local_hub.fixtures"]
 
 OFFSEG = Path(sys.executable).with_name("offseg")
+OFFSEG_COMMAND = "from offseg_hf.cli import main; main()"
 NAMES = ("offseg-t-ade", "segnext-t-offset-context59")
 TAG = f"v{__version__}"
 
@@ -39,13 +41,15 @@ def checkpoints(tmp_path_factory) -> Path:
     return folder
 
 
-def start(hub, folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    settings = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TMPDIR": str(hub.home), **environment}
+def settings(hub) -> dict[str, str]:
     hub.home.mkdir(exist_ok=True)
-    command = [OFFSEG, "publish", str(folder), "--org", "hvision", *arguments]
+    return hub.environment | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TMPDIR": str(hub.home)}
+
+
+def start(hub, folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        command,
-        env=hub.environment | settings,
+        [OFFSEG, "publish", str(folder), "--org", "hvision", *arguments],
+        env=settings(hub),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -55,10 +59,10 @@ def start(hub, folder: Path, *arguments: str, **environment: str) -> subprocess.
 
 def publish(hub, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; nothing may be left behind."""
-    process = start(hub, folder, *arguments, **environment)
-    out, err = process.communicate(timeout=300)
+    command = ["publish", folder, "--org", "hvision", *arguments]
+    process = run_client(OFFSEG_COMMAND, *command, environment=settings(hub) | environment)
     assert not list(hub.home.glob("offseg-publish-*"))
-    return process.returncode, out, err
+    return process.returncode, process.stdout, process.stderr
 
 
 def rows(printed: str) -> dict[str, str]:
@@ -180,7 +184,7 @@ def test_publish(local_hub, checkpoints, tmp_path):
     """A cut upload goes on, a failure stops no other, a second time nothing happens."""
     fault = local_hub.faults.add("POST", ".*/offseg-t-ade/commit/main", CutUpload(100))
     code, out, err = publish(local_hub, checkpoints)
-    assert fault.happened.is_set() and code == 1
+    assert fault.happened.wait(5) and code == 1
     assert rows(out)["offseg-t-ade"].startswith("failed the connection to the Hub was lost (")
     assert "it goes on where it was" in rows(out)["offseg-t-ade"]
     assert rows(out)["segnext-t-offset-context59"].startswith("published ")

@@ -11,6 +11,7 @@ import pytest
 from tests.local_hub import MODES
 from tests.local_hub.hub import Hub
 from tests.local_hub.server import HubServer
+from tests.processes import run_client
 
 
 USER = "tester"
@@ -73,10 +74,10 @@ class LocalHub(HubServer):
 
     def run(self, script: str, *arguments: str | Path, **environment: str | Path) -> str:
         """What a Python script prints that runs as a client of the Hub; fails the test if the script fails."""
-        process = self.start(script, *arguments, **environment)
-        printed, errors = process.communicate()
-        assert process.returncode == 0, errors
-        return printed
+        changed = {key: str(value) for key, value in environment.items()}
+        process = run_client(script, *arguments, environment=self.environment | changed)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
 
 @pytest.fixture(scope="module")
