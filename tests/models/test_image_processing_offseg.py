@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import AutoImageProcessor, pipeline
 from transformers.testing_utils import CaptureLogger
 
@@ -994,3 +994,17 @@ def test_padding_does_not_get_into_label_maps(model, processor):
     masks = SimpleNamespace(class_queries_logits=torch.rand(1, 3, 6), masks_queries_logits=torch.rand(1, 3, 16, 24))
     with pytest.raises(ValueError, match="padded to 64 x 96"):
         OffsetMask2FormerImageProcessor(size=SIZE).post_process_semantic_segmentation(masks, [(80, 110)])
+
+
+def test_the_size_of_a_photo_that_lies_on_its_side_is_told():
+    """As code gives it that was written for photos without an EXIF orientation; squeezed maps would come of it."""
+    processor = OffSegImageProcessor(size={"shortest_edge": 32, "longest_edge": 128})
+    photo = Image.new("RGB", (60, 40))
+    photo.getexif()[ExifTags.Base.Orientation] = 6
+    inputs = processor(photo, return_tensors="pt")
+    outputs = SimpleNamespace(logits=torch.rand(1, 3, *inputs.pixel_values.shape[2:]), image_sizes=inputs.image_sizes)
+    with pytest.raises(ValueError, match="got 40 x 60 .* that is 60 x 40 upright, as its EXIF orientation says"):
+        processor.post_process_semantic_segmentation(outputs, target_sizes=[(photo.height, photo.width)])
+    for size in ((60, 40), (30, 20), (30, 30), (7, 90)):  # others may be meant
+        (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
+        assert label_map.shape == size

@@ -335,8 +335,9 @@ class OffSegImageProcessor(PilBackend):
         return_segmentation_scores: return objects with `segmentation` and `segmentation_scores`, the float32 logits
             (num_labels, height, width) it was chosen from. They need memory for all classes at full size.
 
-        Raises ValueError for sizes that are none, and for logits of images that were padded for their batch, where
-        the model was not told (`model(**inputs)` tells it).
+        Raises ValueError for sizes that are none, for the size of a photo as it is stored where its EXIF orientation
+        turns it, and for logits of images that were padded for their batch, where the model was not told
+        (`model(**inputs)` tells it).
         """
         logits = getattr(outputs, "logits", None)
         if logits is None:
@@ -350,6 +351,8 @@ class OffSegImageProcessor(PilBackend):
             if image_sizes is not None:
                 height, width = image_sizes[index].tolist()
                 image_logits = image_logits[:, :height, :width]
+                if target_sizes is not None:
+                    self._refuse_lying(target_sizes[index], (height, width))
             size = tuple(image_logits.shape[1:]) if target_sizes is None else target_sizes[index]
             if return_segmentation_scores:
                 scores = _upsample(image_logits, size)
@@ -381,6 +384,19 @@ class OffSegImageProcessor(PilBackend):
             raise ValueError(
                 f"these images were padded to {padded[0]} x {padded[1]} (height x width), and the model was not told "
                 "where they lie in it: call it as model(**inputs), with all that the image processor returned"
+            )
+
+    def _refuse_lying(self, target_size: tuple[int, int], image_size: tuple[int, int]) -> None:
+        """Raises ValueError if an image of `image_size` was resized from `target_size` with its sides exchanged."""
+        if not (self.do_resize and self.size.shortest_edge):
+            return
+        edges = (self.size.shortest_edge, self.size.longest_edge)
+        lying, upright = (keep_ratio_size(*size, *edges) for size in (target_size, target_size[::-1]))
+        if image_size == upright != lying:
+            height, width = target_size
+            raise ValueError(
+                f"target_sizes: got {height} x {width} (height x width) for an image that is {width} x {height} "
+                "upright, as its EXIF orientation says: turn the photo before its size is read (PIL.ImageOps.exif_transpose)"
             )
 
     def to_dict(self) -> dict[str, Any]:
