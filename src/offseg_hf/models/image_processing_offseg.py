@@ -396,7 +396,8 @@ class OffSegImageProcessor(PilBackend):
             height, width = target_size
             raise ValueError(
                 f"target_sizes: got {height} x {width} (height x width) for an image that is {width} x {height} "
-                "upright, as its EXIF orientation says: turn the photo before its size is read (PIL.ImageOps.exif_transpose)"
+                "upright, as its EXIF orientation says: turn the photo before its size is read "
+                "(PIL.ImageOps.exif_transpose)"
             )
 
     def to_dict(self) -> dict[str, Any]:
