@@ -414,3 +414,10 @@ def test_dump_reads_back_whatever_text_says(write):
     config = {text: text for text in texts} | {"nested": [[1], [], {"no": "no"}]}
     saved = replace(recipe, name="1", model=replace(recipe.model, config=config))
     assert load_recipe(write("saved.yaml", saved.dump())) == saved
+
+
+def test_types_of_the_image_processors_settings():
+    recipe = load_recipe("offseg-t-ade", ["model.image_processor.window_size=big"])
+    with pytest.raises(ValueError, match=r"model.image_processor.window_size: expected a whole number .*, got 'big'"):
+        recipe.image_processor()
+    assert load_recipe("offseg-t-ade", ["model.image_processor.image_mean=[0, 0, 0]"]).image_processor()

@@ -75,9 +75,9 @@ def build_model(
             tensor.data = tensor.data.clone()  # out of the file into aligned memory: a resumed training rounds alike
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
         require_known(changes, _processor_settings(processor), "model.image_processor.")
+        check_types("model.image_processor", changes, processor.valid_kwargs)
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **changes)
     require_trainable(model)
-    check_types("model.image_processor", changes, processor.valid_kwargs)
     return model, processor
 
 

@@ -244,7 +244,11 @@ class Recipe:
         Raises ValueError for a change of a setting that the image processor does not have.
         """
         preset = self._preset()
-        require_known(self.model.image_processor, list(preset.image_processor().to_dict()), "model.image_processor.")
+        from offseg_hf.training.settings_errors import check_types
+
+        standard = preset.image_processor()
+        require_known(self.model.image_processor, list(standard.to_dict()), "model.image_processor.")
+        check_types("model.image_processor", self.model.image_processor, standard.valid_kwargs)
         return preset.image_processor(**self.model.image_processor)
 
     def _preset(self) -> Preset:
