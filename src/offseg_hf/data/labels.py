@@ -76,3 +76,8 @@ def _read_label_sets() -> dict[str, LabelSet]:
 
 
 LABEL_SETS: dict[str, LabelSet] = _read_label_sets()
+
+
+def plain_name(name: str) -> str:
+    """The name of a class by which it is known again: case and punctuation are no difference."""
+    return "".join(character for character in name.casefold() if character.isalnum())

@@ -18,6 +18,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from offseg_hf.data.datasets import ReadingOptions, label_set_of, load_segmentation_data
+from offseg_hf.data.labels import plain_name
 from offseg_hf.evaluation.outputs import (
     SampleWriter,
     SavedState,
@@ -162,7 +163,7 @@ def check_classes(
         )
     if not check_names or all(name == f"LABEL_{index}" for index, name in enumerate(model_names)):
         return
-    ours, theirs = ([_plain(name) for name in names] for names in (model_names, data_names))
+    ours, theirs = ([plain_name(name) for name in names] for names in (model_names, data_names))
     differing = [index for index in range(len(ours)) if ours[index] != theirs[index]]
     if not differing:
         return
@@ -272,7 +273,3 @@ def _protocol(processor: BaseImageProcessor, tta: bool, dtype: torch.dtype, limi
 def _place(accelerator: "Accelerator | None") -> tuple[int, int]:
     """Index of this process, and number of all."""
     return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())

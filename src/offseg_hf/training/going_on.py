@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from offseg_hf import auto_model_class
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.labels import LabelSet, plain_name
 from offseg_hf.training.settings_errors import named_settings
 from offseg_hf.training.values import require_known
 
@@ -127,17 +127,13 @@ def _is_nameless(names: Sequence[str]) -> bool:
 def _same_names(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     """(class id here, class id there) of the classes that both have; case and punctuation are no difference."""
     pairs: dict[int, int] = {}
-    for form in (str, _plain):
+    for form in (str, plain_name):
         there, here = Counter(map(form, old)), Counter(map(form, new))
         index_of = {form(name): index for index, name in enumerate(old)}
         for index, name in enumerate(map(form, new)):
             if index not in pairs and there[name] == here[name] == 1:
                 pairs[index] = index_of[name]
     return sorted(pairs.items())
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """What a training says while it runs: a file of JSON lines, a progress bar or plain lines, and trackers."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from accelerate.tracking import get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from offseg_hf.evaluation.outputs import finite
 from offseg_hf.training.recipe import Recipe
 
 
@@ -26,22 +26,18 @@ class JsonLines:
         """keep: which of the lines that are there already stay."""
         kept = [line for line in read_log(path) if keep(line)] if path.exists() else []
         partial = path.with_name(f".{path.name}.partial")
-        lines = (json.dumps({key: _finite(value) for key, value in line.items()}) + "\n" for line in kept)
+        lines = (json.dumps(finite(line)) + "\n" for line in kept)
         partial.write_text("".join(lines), encoding="utf-8")
         os.replace(partial, path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
         """A number that JSON does not have, nan or infinite, becomes null."""
-        self._file.write(json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n")
+        self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
