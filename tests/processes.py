@@ -1,10 +1,11 @@
 """Python processes that have most of what they import already, so that each starts at once.
 
 They are forked of a process per session of tests, which as a script this is: it takes requests as JSON lines on stdin
-and answers on stdout. None of ours is imported before a process does it. There are two of them:
+and answers on stdout. None of ours is imported before a process does it. There are three kinds of it:
 
 - `with_transformers`: torch and transformers are there, with settings from an environment that is offline and has a
   cache of its own for the code of saved models: nothing that is read on import can be set for a single process.
+- `clients_with`: the same for the clients of one Hub, whose environments differ in nothing that is read on import.
 - `with_torch`: torch is there, and what is neither ours nor of Hugging Face, whose libraries look at the environment
   when they are imported: for clients of a Hub, each with an environment of its own.
 
@@ -40,6 +41,8 @@ WITH_TORCH = (
     "typer",
     "yaml",
 )
+# Of the environment of a Hub's clients, what no library keeps.
+READ_WHEN_USED = {"COLUMNS", "HF_TOKEN", "NO_COLOR", "OFFSEG_DEBUG", "TMPDIR"}
 WITH_TRANSFORMERS = (
     "accelerate",
     "datasets",
@@ -69,10 +72,24 @@ def run_python(
     return process
 
 
-def run_client(script: str, *arguments: object, environment: dict[str, str]) -> subprocess.CompletedProcess:
-    """The same in a process with torch imported and nothing of Hugging Face, in this environment and no other."""
-    (process,) = _run(_with_torch(), [environment], script, ["-c", *map(str, arguments)], Path.cwd())
+def run_script(path: Path, *arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """The same for a script of this repository, as `python path arguments` runs it; it may fail."""
+    script = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return run_python(script, *arguments, cwd=cwd, check=False, name=str(path), **environment)
+
+
+def run_client(script: str, *arguments: object, clients: "Server", **environment: str) -> subprocess.CompletedProcess:
+    """The same for one of the `clients` of a Hub: with these changes of their environment."""
+    changed = {name for name, value in environment.items() if clients.environment.get(name) != value}
+    server = clients if changed <= READ_WHEN_USED else _with_torch()
+    (process,) = _run(server, [clients.environment | environment], script, ["-c", *map(str, arguments)], Path.cwd())
     return process
+
+
+def clients_with(environment: dict[str, str]) -> "Server":
+    """Of processes with torch and transformers, which have this environment and no other; to be closed."""
+    folder = TemporaryDirectory()
+    return Server(_serve(WITH_TRANSFORMERS, folder, environment), environment, folder.name)
 
 
 def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT) -> list[subprocess.CompletedProcess]:
@@ -98,6 +115,10 @@ class Server:
     process: subprocess.Popen
     environment: dict[str, str]
     folder: str
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def _run(

@@ -1,5 +1,5 @@
 """Models of segmentation_models.pytorch (smp) with offset learning: `python tests/smp_support.py FOLDER` writes what
-came of them, `python tests/smp_support.py FOLDER reload` loads in a fresh process what was saved there.
+came of them, among it what a fresh process loads of what was saved there.
 
 It runs in processes of its own, as smp imports torchvision, which must not be importable in those of other tests (see
 Makefile). Where torchvision fits the build of torch, everything is importable at once and in any order. So it is here:
@@ -8,6 +8,7 @@ torchvision, timm, smp, transformers and offseg_hf are the real ones.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,14 +185,28 @@ def _changed(model: nn.Module, change: Callable[[nn.Sequential], object]) -> nn.
 
 def main(folder: Path) -> None:
     smp = import_smp()
-    results = {case: results_of(smp, case, folder) for case in MODELS}
+    with fresh_process(lambda: reload(smp, folder)):
+        results = {case: results_of(smp, case, folder) for case in MODELS}
     others = {"messages": messages(smp), "frozen encoder": frozen_encoder(smp), "by name": by_name(smp)}
     (folder / "results.json").write_text(json.dumps({"models": results, **others}))
 
 
+@contextmanager
+def fresh_process(function: Callable[[], None]) -> Iterator[None]:
+    """Runs `function` at the end of the block, in a process that has seen nothing of it."""
+    waiting, end_of_block = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(end_of_block)
+        os.read(waiting, 1)  # nothing comes: until it is closed
+        function()
+        os._exit(0)
+    os.close(waiting)
+    yield
+    os.close(end_of_block)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[2:] == ["reload"]:
-        reload(import_smp(), Path(sys.argv[1]))
-    else:
-        main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

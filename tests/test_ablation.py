@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +9,11 @@ import torch
 
 from offseg_hf import OffsetLearning
 from tests.comparison import assert_same_outputs
+from tests.processes import run_script
 from tests.training.tiny import write_tiny
 
 
-ROOT = Path(__file__).parents[1]
-
-
-def run(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
-    script = str(ROOT / "scripts" / name)
-    return subprocess.run([sys.executable, script, *arguments], cwd=folder, capture_output=True, text=True)
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def test_ablation(tmp_path):
@@ -27,7 +21,7 @@ def test_ablation(tmp_path):
     write_tiny(tmp_path)
     command = ("--config", "tiny.yaml", "--output", "runs", "--seeds", "3", "--jobs", "2")
     settings = ("schedule.iterations=4", "data.num_workers=0")
-    first = run(tmp_path, "ablation.py", *command, *settings)
+    first = run_script(SCRIPTS / "ablation.py", *command, *settings, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "runs" / "results.json").read_text())
     both, none = results["runs"]
@@ -42,22 +36,22 @@ def test_ablation(tmp_path):
 
     weights = tmp_path / "runs" / "both-3" / "last" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    again = run(tmp_path, "ablation.py", *command, *settings)
+    again = run_script(SCRIPTS / "ablation.py", *command, *settings, cwd=tmp_path)
     assert again.stdout == first.stdout.partition("| branches")[1] + first.stdout.partition("| branches")[2]
     assert weights.stat().st_mtime_ns == written
 
     options = ("--dataset", "scenes", "--photos", "2")
-    shown = run(tmp_path, "offset_statistics.py", "--model", "runs/both-3/last", *options)
+    shown = run_script(SCRIPTS / "offset_statistics.py", "--model", "runs/both-3/last", *options, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("\n| ") == 1 + results["data"]["num_classes"]
-    without = run(tmp_path, "offset_statistics.py", "--model", "runs/none-3/last", *options)
+    without = run_script(SCRIPTS / "offset_statistics.py", "--model", "runs/none-3/last", *options, cwd=tmp_path)
     assert without.returncode == 0 and "class branch 0.000, feature branch 0.000" in without.stdout
 
 
 def test_a_run_that_fails_is_told(tmp_path):
     write_tiny(tmp_path)
     command = ("--config", "tiny.yaml", "--seeds", "0", "1", "--output", "runs", "data.source=nowhere/at/all")
-    result = run(tmp_path, "ablation.py", *command)
+    result = run_script(SCRIPTS / "ablation.py", *command, cwd=tmp_path)
     assert result.returncode == 1
     assert "both, seed 0: train failed: error: nowhere/at/all" in result.stderr
     assert not (tmp_path / "runs" / "both-1").exists()
@@ -67,7 +61,7 @@ def test_a_run_that_fails_is_told(tmp_path):
 def test_parts_of_the_logits(branches):
     """Together they are the logits before the norm."""
     torch.manual_seed(0)
-    script = runpy.run_path(str(ROOT / "scripts" / "offset_statistics.py"))
+    script = runpy.run_path(str(SCRIPTS / "offset_statistics.py"))
     head = OffsetLearning(5, 8, *branches)
     features = torch.randn(1, 8, 3, 4)
     expected = head(features).flatten(2)[0].T

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from offseg_hf.benchmark import count_macs, interleaved_medians, markdown_table
+from tests.processes import run_script
 
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +47,7 @@ def test_markdown_table():
 
 
 def test_unknown_case():
-    script = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--only", "offseg-x"]
-    run = subprocess.run(script, capture_output=True, text=True)
+    run = run_script(ROOT / "scripts" / "benchmark.py", "--only", "offseg-x")
     assert run.returncode == 2
     assert "unknown case offseg-x" in run.stderr and "Traceback" not in run.stderr
 

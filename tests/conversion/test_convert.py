@@ -1,6 +1,5 @@
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from offseg_hf import convert_checkpoint
 from offseg_hf.conversion import CheckpointError
 from offseg_hf.conversion.class_names import read_names
 from offseg_hf.conversion.tables.offseg import OFFICIAL as OFFSEG
-from tests.processes import run_python
+from tests.processes import run_python, run_script
 
 
 PRESET = "offseg-t-ade"
@@ -263,8 +262,7 @@ def test_script(checkpoint, tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "convert.py"
     (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:100_000])
     for path, code in ((checkpoint, 0), (tmp_path / "cut.pth", 1)):
-        command = [sys.executable, script, path, "--preset", PRESET, "--output", tmp_path / f"out{code}"]
-        process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        process = run_script(script, path, "--preset", PRESET, "--output", tmp_path / f"out{code}")
         assert process.returncode == code, process.stderr
     assert process.stderr.count("\n") == 1 and "truncated or damaged" in process.stderr
     assert entries(tmp_path) == {"cut.pth", "out0"}

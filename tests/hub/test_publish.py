@@ -41,15 +41,10 @@ def checkpoints(tmp_path_factory) -> Path:
     return folder
 
 
-def settings(hub) -> dict[str, str]:
-    hub.home.mkdir(exist_ok=True)
-    return hub.environment | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TMPDIR": str(hub.home)}
-
-
 def start(hub, folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [OFFSEG, "publish", str(folder), "--org", "hvision", *arguments],
-        env=settings(hub),
+        env=hub.environment | {"NO_COLOR": "1", "TMPDIR": str(hub.home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,10 +52,11 @@ def start(hub, folder: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def publish(hub, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+def publish(hub, folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; nothing may be left behind."""
+    hub.home.mkdir(exist_ok=True)
     command = ["publish", folder, "--org", "hvision", *arguments]
-    process = run_client(OFFSEG_COMMAND, *command, environment=settings(hub) | environment)
+    process = run_client(OFFSEG_COMMAND, *command, clients=hub.clients, TMPDIR=str(hub.home), NO_COLOR="1")
     assert not list(hub.home.glob("offseg-publish-*"))
     return process.returncode, process.stdout, process.stderr
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.local_hub import MODES
 from tests.local_hub.hub import Hub
 from tests.local_hub.server import HubServer
-from tests.processes import run_client
+from tests.processes import Server, clients_with, run_client
 
 
 USER = "tester"
@@ -40,7 +41,14 @@ class LocalHub(HubServer):
         self.hub.add_user("stranger", STRANGER_TOKEN)
         self.hub.expired_tokens.add(EXPIRED_TOKEN)
 
+    @cached_property
+    def clients(self) -> Server:
+        """What clients with the environment of this Hub are forked of."""
+        return clients_with(self.environment)
+
     def __exit__(self, *exception) -> None:
+        if "clients" in vars(self):
+            self.clients.close()
         for client in self._clients:  # which go on after a test that failed
             client.kill()
         super().__exit__(*exception)
@@ -57,6 +65,7 @@ class LocalHub(HubServer):
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1,localhost",
+            "OMP_NUM_THREADS": "1",
         }
 
     def start(self, script: str, *arguments: str | Path, **environment: str | Path) -> subprocess.Popen:
@@ -75,7 +84,7 @@ class LocalHub(HubServer):
     def run(self, script: str, *arguments: str | Path, **environment: str | Path) -> str:
         """What a Python script prints that runs as a client of the Hub; fails the test if the script fails."""
         changed = {key: str(value) for key, value in environment.items()}
-        process = run_client(script, *arguments, environment=self.environment | changed)
+        process = run_client(script, *arguments, clients=self.clients, **changed)
         assert process.returncode == 0, process.stderr
         return process.stdout
 

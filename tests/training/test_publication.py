@@ -65,7 +65,7 @@ def hub(local_hub, tmp_path_factory):
     write_tiny(local_hub.folder)
     local_hub.faults.add("POST", ".*/tester/once/commit/main", Answer(500))
     local_hub.faults.add("POST", ".*/tester/never/commit/main", Answer(503), times=3)
-    printed = local_hub.run(TRAININGS, local_hub.folder, OMP_NUM_THREADS="1").splitlines()
+    printed = local_hub.run(TRAININGS, local_hub.folder).splitlines()
     local_hub.outcomes = [json.loads(line.removeprefix("RESULT ")) for line in printed if line.startswith("RESULT ")]
     return local_hub
 
@@ -147,7 +147,7 @@ def test_two_processes(hub):
     process = subprocess.run(
         [*launcher, ROOT / "scripts" / "train.py", "--config", "tiny.yaml", *settings],
         cwd=hub.folder,
-        env=hub.environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env=hub.environment | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
     )
