@@ -19,6 +19,7 @@ from offseg_hf.presets import PRESETS, Preset, get_preset
 
 
 SAMPLED = 25  # one key in so many tells most presets apart
+UNUSUAL = 1009  # classes of the models whose shapes are looked at: no layer has as many channels
 CONVERTED_ALREADY = (
     "weights under offseg_hf's names: they are converted already, load their folder with from_pretrained"
 )
@@ -228,9 +229,25 @@ def on_meta(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @cache
 def _preset_weights() -> dict[str, tuple[KeyTable, dict[str, Tensor]]]:
     """Of every preset the table of its family and the state dict of its model, without values."""
-    with torch.device("meta"):
-        models = {name: build_model(preset) for name, preset in PRESETS.items()}
-    return {name: (OFFICIAL_TABLES[model.config.model_type], model.state_dict()) for name, model in models.items()}
+    models: dict[tuple[str, str], PreTrainedModel] = {}
+    found = {}
+    for name, preset in PRESETS.items():
+        architecture = (preset.family, preset.size)
+        if architecture not in models:
+            with torch.device("meta"):
+                models[architecture] = build_model(preset, [str(index) for index in range(UNUSUAL)])
+        model = models[architecture]
+        found[name] = OFFICIAL_TABLES[model.config.model_type], _of_classes(model.state_dict(), len(preset.labels))
+    return found
+
+
+def _of_classes(weights: Mapping[str, Tensor], num_labels: int) -> dict[str, Tensor]:
+    """Shapes for `num_labels` classes from those for UNUSUAL; masks have a class for nothing beside them."""
+    sizes = {UNUSUAL: num_labels, UNUSUAL + 1: num_labels + 1}
+    return {
+        key: tensor.new_empty([sizes.get(length, length) for length in tensor.shape])
+        for key, tensor in weights.items()
+    }
 
 
 def build_model(preset: Preset, names: Sequence[str] | None = None) -> PreTrainedModel:

@@ -166,7 +166,7 @@ def convert_and_verify(preset: Preset, source: Path, folder: Path) -> None:
 
 
 def verify(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
-    """Raise VerificationError unless `folder` loads as `model` and `processor`: same weights, same label map."""
+    """Raise VerificationError unless `folder` loads as `model` and `processor`: weights, settings and a label map."""
     config = AutoConfig.from_pretrained(folder)
     loaded, info = auto_model_class(config).from_pretrained(folder, output_loading_info=True)
     theirs, ours = loaded.state_dict(), model.state_dict()
@@ -174,16 +174,18 @@ def verify(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) 
     problems += [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
     if problems or len(theirs) != len(ours):
         raise VerificationError(f"the written model loads with other weights ({(problems or ['more of them'])[0]})")
+    loaded_processor = AutoImageProcessor.from_pretrained(folder)
+    if loaded_processor.to_dict() != processor.to_dict():
+        raise VerificationError("the written image processor loads with other settings")
     photo, _ = render_scene(0, TEST_SIZE)
-    expected = label_map(model, processor, photo)
-    if not torch.equal(expected, label_map(loaded.eval(), AutoImageProcessor.from_pretrained(folder), photo)):
+    if not torch.equal(label_map(model, processor, photo), label_map(loaded.eval(), loaded_processor, photo)):
         raise VerificationError("the written model gives another label map than the converted one")
 
 
 @torch.inference_mode()
 def label_map(model: PreTrainedModel, processor: BaseImageProcessor, photo) -> Tensor:
-    """Class ids (height, width) of a photo, of its size."""
-    outputs = model(**processor(images=photo, return_tensors="pt"))
+    """Class ids (height, width) of a photo at its own size."""
+    outputs = model(**processor(images=photo, do_resize=False, return_tensors="pt"))
     size = (photo.height, photo.width)
     return processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
 

@@ -450,7 +450,8 @@ def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     logits = logits.float()
     if logits.shape[1:] == size:
         return logits
-    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+    logits = logits[None].contiguous()  # or torch puts the large result in order, and slowly
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
 
 
 def _upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -151,7 +151,8 @@ def segmentation_loss(
 
     class_weights: what the loss of a pixel is multiplied by, for every class. The mean is over pixels, not weights.
     """
-    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
+    # In order before they are many: torch does it with the large result, if channels come last, and slowly.
+    logits = F.interpolate(logits.contiguous(), size=labels.shape[-2:], mode="bilinear")
     weight = None if class_weights is None else logits.new_tensor(class_weights)
     return F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="none").mean()
 
