@@ -14,6 +14,7 @@ For what importing itself does, start a real process.
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tempfile import TemporaryDirectory
 
 
 ROOT = Path(__file__).parents[1]
+WITH_HUB = ("huggingface_hub",)
 WITH_TORCH = (
     "fsspec",
     "pandas",
@@ -41,6 +43,7 @@ WITH_TORCH = (
     "typer",
     "yaml",
 )
+NEEDS_MODELS = re.compile("offseg_hf|transformers")
 # Of the environment of a Hub's clients, what no library keeps.
 READ_WHEN_USED = {"COLUMNS", "HF_TOKEN", "NO_COLOR", "OFFSEG_DEBUG", "TMPDIR"}
 WITH_TRANSFORMERS = (
@@ -67,7 +70,9 @@ def run_python(
 
     Nobody answers its questions. With `check`, a script that fails fails the test.
     """
-    (process,) = _run(_with_transformers(), [environment], script, [name, *map(str, arguments)], cwd)
+    (process,) = _run(
+        _with_transformers(), WITH_TRANSFORMERS, [environment], script, [name, *map(str, arguments)], cwd
+    )
     assert not (check and process.returncode), process.stderr
     return process
 
@@ -81,15 +86,19 @@ def run_script(path: Path, *arguments: object, cwd: Path = ROOT, **environment: 
 def run_client(script: str, *arguments: object, clients: "Server", **environment: str) -> subprocess.CompletedProcess:
     """The same for one of the `clients` of a Hub: with these changes of their environment."""
     changed = {name for name, value in environment.items() if clients.environment.get(name) != value}
-    server = clients if changed <= READ_WHEN_USED else _with_torch()
-    (process,) = _run(server, [clients.environment | environment], script, ["-c", *map(str, arguments)], Path.cwd())
+    if not changed <= READ_WHEN_USED:
+        server, modules = _with_torch(), WITH_TORCH
+    else:
+        server, modules = clients, WITH_TRANSFORMERS if NEEDS_MODELS.search(script) else WITH_HUB
+    environment = clients.environment | environment
+    (process,) = _run(server, modules, [environment], script, ["-c", *map(str, arguments)], Path.cwd())
     return process
 
 
 def clients_with(environment: dict[str, str]) -> "Server":
     """Of processes with torch and transformers, which have this environment and no other; to be closed."""
     folder = TemporaryDirectory()
-    return Server(_serve(WITH_TRANSFORMERS, folder, environment), environment, folder.name)
+    return Server(_serve(folder, environment), environment, folder.name)
 
 
 def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT) -> list[subprocess.CompletedProcess]:
@@ -103,7 +112,7 @@ def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT)
         "MASTER_PORT": port,
     }
     ranks = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
-    processes = _run(_with_transformers(), ranks, script, ["-c", *map(str, arguments)], cwd)
+    processes = _run(_with_transformers(), WITH_TRANSFORMERS, ranks, script, ["-c", *map(str, arguments)], cwd)
     assert not any(process.returncode for process in processes), [process.stderr for process in processes]
     return processes
 
@@ -122,7 +131,12 @@ class Server:
 
 
 def _run(
-    server: Server, environments: list[dict[str, str]], script: str, arguments: list[str], cwd: Path
+    server: Server,
+    modules: tuple[str, ...],
+    environments: list[dict[str, str]],
+    script: str,
+    arguments: list[str],
+    cwd: Path,
 ) -> list[subprocess.CompletedProcess]:
     """At the same time, one for each environment."""
     requests = [
@@ -135,7 +149,7 @@ def _run(
         }
         for index, environment in enumerate(environments)
     ]
-    server.process.stdin.write(json.dumps(requests) + "\n")
+    server.process.stdin.write(json.dumps([modules, requests]) + "\n")
     server.process.stdin.flush()
     return [
         subprocess.CompletedProcess(
@@ -150,18 +164,18 @@ def _with_transformers() -> Server:
     folder = TemporaryDirectory()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{folder.name}/modules"}
-    return Server(_serve(WITH_TRANSFORMERS, folder, environment), environment, folder.name)
+    return Server(_serve(folder, environment), environment, folder.name)
 
 
 @cache
 def _with_torch() -> Server:
     folder = TemporaryDirectory()
-    return Server(_serve(WITH_TORCH, folder, dict(os.environ)), {}, folder.name)
+    return Server(_serve(folder, dict(os.environ)), {}, folder.name)
 
 
-def _serve(modules: tuple[str, ...], folder: TemporaryDirectory, environment: dict[str, str]) -> subprocess.Popen:
+def _serve(folder: TemporaryDirectory, environment: dict[str, str]) -> subprocess.Popen:
     server = subprocess.Popen(
-        [sys.executable, __file__, *modules],
+        [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -175,13 +189,15 @@ def _serve(modules: tuple[str, ...], folder: TemporaryDirectory, environment: di
 
 
 def main() -> None:
-    for module in sys.argv[1:]:
-        import_module(module)
-    assert "offseg_hf" not in sys.modules
     for line in iter(sys.stdin.readline, ""):
-        children = [start(request) for request in json.loads(line)]
+        modules, requests = json.loads(line)
+        for module in modules:
+            import_module(module)
+        assert "offseg_hf" not in sys.modules
+        children = [start(request) for request in requests]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(codes), flush=True)
+    os._exit(0)  # what has been imported takes long to be put away
 
 
 def start(request: dict) -> int:

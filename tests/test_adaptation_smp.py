@@ -24,7 +24,9 @@ def folder(tmp_path_factory) -> Path:
     if not (SMP_PATH / "segmentation_models_pytorch").is_dir():
         pytest.skip("segmentation_models_pytorch is not installed: make test does that")
     folder = tmp_path_factory.mktemp("smp")
-    process = subprocess.run([sys.executable, SUPPORT, folder], cwd=folder, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        [sys.executable, SUPPORT, folder], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert process.returncode == 0, process.stderr
     return folder
 

@@ -190,10 +190,11 @@ def folder(local_hub, tmp_path_factory) -> Path:
         save(folder / str(seed), seed)
     local_hub.run(PUBLISH, folder, *MODELS, *BACKBONES)
     for process, script in PROCESSES.items():
-        offline = {"HF_HUB_OFFLINE": "1"} if process == "offline" else {}
         # Whoever has the package and whoever has not share nothing that was downloaded.
-        home = folder / ("home" if process == "with-package" else "home-without")
-        local_hub.run(script, folder, "hvision/", HF_HOME=home, **offline)
+        environment = {} if process == "with-package" else {"HF_HOME": folder / "home"}
+        if process == "offline":
+            environment["HF_HUB_OFFLINE"] = "1"
+        local_hub.run(script, folder, "hvision/", **environment)
     return folder
 
 
