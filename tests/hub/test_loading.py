@@ -96,9 +96,10 @@ def look(name):
     seen[name] = {
         "modules": sorted({type(part).__module__.split(".")[0] for part in parts}),
         "outputs": tensors,
-        "v1": load(name, "v1")[2],
         "segments": {part["label"]: torch.from_numpy(np.asarray(part["mask"])) for part in segments},
     }
+    if not trust or name == "offseg":  # code is the same for all
+        seen[name]["v1"] = load(name, "v1")[2]
     return model, processor
 
 
@@ -151,7 +152,7 @@ for name in ("offseg", "segformer", "segnext", "mask2former"):
 for name in ("efficientformer", "mscan"):
     look_at_backbone(name).push_to_hub(f"tester/again-{name}")
 
-for prefix in ("tester/again-", "tester/trained-", f"{folder}/saved-"):
+for prefix in ("tester/again-", "tester/trained-"):
     for name in ("offseg", "segformer", "segnext", "mask2former"):
         seen[f"{prefix.rpartition('/')[2]}{name}"] = {"outputs": load(name)[2]}
 torch.save(seen, f"{folder}/without-package.pt")
@@ -228,8 +229,9 @@ def test_model(folder, models, name, process):
     seen = torch.load(folder / f"{process}.pt")[name]
     assert seen["modules"] == ["offseg_hf" if process == "with-package" else "transformers_modules"]
     assert_same_outputs(seen["outputs"], outputs(models[2][name], inputs(folder, name)))
-    assert_same_outputs(seen["v1"], outputs(models[1][name], inputs(folder, name)))
-    assert_other_outputs(seen["outputs"], seen["v1"])
+    if process == "with-package" or name == "offseg":
+        assert_same_outputs(seen["v1"], outputs(models[1][name], inputs(folder, name)))
+        assert_other_outputs(seen["outputs"], seen["v1"])
     assert set(seen["segments"]) <= set(LABELS.values()) and len(seen["segments"]) > 0
     assert all(mask.shape == (120, 160) for mask in seen["segments"].values())
 
@@ -254,8 +256,7 @@ def test_encoder_of_a_model_is_a_backbone(folder, models, name, backbone):
 def test_what_was_loaded_can_be_pushed_again(folder, local_hub, name):
     """With its code, from where the package is not installed, and it is the same there."""
     seen = torch.load(folder / "without-package.pt")
-    for copy in (f"again-{name}", f"saved-{name}"):
-        assert_same_outputs(seen[copy]["outputs"], seen[name]["outputs"])
+    assert_same_outputs(seen[f"again-{name}"]["outputs"], seen[name]["outputs"])
     code = {path.name for path in (folder / "2" / name).glob("*.py")}
     assert code and code == {path.name for path in (folder / f"saved-{name}").glob("*.py")}
     for repository in (f"tester/again-{name}", f"tester/trained-{name}"):
