@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from offseg_hf.conversion import read_checkpoint
+from tests.processes import run_python
 
 
 class Call:
@@ -157,8 +158,7 @@ def test_attacks_change_nothing(tmp_path, stream):
     for name, hostile in {**calls(str(marker)), **opcodes(str(marker))}.items():
         paths.append(tmp_path / f"{name}.pth")
         write(paths[-1], hostile, stream)
-    command = [sys.executable, "-c", READ_UNDER_WATCH, *map(str, paths)]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    result = json.loads(run_python(READ_UNDER_WATCH, *paths).stdout)
 
     assert result["weights"] == {str(path): [[0, 1, 2], [3, 4, 5]] for path in paths[1:]}
     assert result["events"] == [] and result["is_watching"]

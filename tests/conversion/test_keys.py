@@ -58,21 +58,16 @@ def test_every_official_key_has_its_place(official, preset):
     assert set(fitted.dropped) == dropped
 
 
-@every_preset
-def test_number_of_parameters(preset):
-    model = meta_model(preset)
-    assert model.num_parameters() == PRESETS[preset].num_parameters
-
-
 @pytest.mark.parametrize("model_type", OFFICIAL_TABLES)
 def test_no_row_is_idle(official, model_type):
     """Every rename and every drop meets a key, but for the cache `ab`, which only some versions of the code save."""
     table = OFFICIAL_TABLES[model_type]
     preset = next(preset for preset in PRESETS if table_of(preset) is table)
     keys = [*official(preset), "backbone.network.5.attn.ab"]
-    for row, (pattern, _) in enumerate(table.renames):
-        before = [KeyTable(table.renames[:row]).rename(key) for key in keys]
-        assert any(re.search(pattern, key) for key in before), pattern
+    renamed = keys
+    for pattern, replacement in table.renames:
+        assert any(re.search(pattern, key) for key in renamed), pattern
+        renamed = [re.sub(pattern, replacement, key) for key in renamed]
     for pattern, reason in table.drops:
         assert any(re.fullmatch(pattern, key) for key in keys), pattern
         assert reason
