@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offseg_hf.models import attention as attention_modules
+from offseg_hf.models import encoder_efficientformer_v2 as efficientformer
 from offseg_hf.models import pixel_decoder_freqfusion as freqfusion
 from offseg_hf.models.modeling_offseg import OffSegForSemanticSegmentation
 from offseg_hf.models.offset_learning import OffsetLearning
@@ -27,10 +27,10 @@ def plain(model: nn.Module) -> nn.Module:
 
 def to_heads(x: Tensor) -> Tensor:
     """(batch, heads * channels, height, width) -> (batch, heads, height * width, channels)."""
-    return x.flatten(2).reshape(len(x), attention_modules.NUM_HEADS, -1, x.shape[2] * x.shape[3]).permute(0, 1, 3, 2)
+    return x.flatten(2).reshape(len(x), efficientformer.NUM_HEADS, -1, x.shape[2] * x.shape[3]).permute(0, 1, 3, 2)
 
 
-class PlainAttentionBias(attention_modules.AttentionBias):
+class PlainAttentionBias(efficientformer.AttentionBias):
     """Every bias looked up through a table of indices (once, at inference), and resized."""
 
     lookup = None
@@ -48,7 +48,7 @@ class PlainAttentionBias(attention_modules.AttentionBias):
         return self.table[:, distance[..., 0] * self.grid_size + distance[..., 1]]
 
 
-class PlainAttention2d(attention_modules.Attention2d):
+class PlainAttention2d(efficientformer.Attention2d):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         batch, _, height, width = x.shape
@@ -63,7 +63,7 @@ class PlainAttention2d(attention_modules.Attention2d):
         return self.project(F.gelu(x))
 
 
-class PlainAttentionDownsample(attention_modules.AttentionDownsample):
+class PlainAttentionDownsample(efficientformer.AttentionDownsample):
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
         query, key, value = to_heads(self.query(x)), to_heads(self.key(x)), self.value(x)
@@ -74,7 +74,7 @@ class PlainAttentionDownsample(attention_modules.AttentionDownsample):
         return self.project(F.gelu(x))
 
 
-class PlainLocalGlobalQuery(attention_modules.LocalGlobalQuery):
+class PlainLocalGlobalQuery(efficientformer.LocalGlobalQuery):
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.local(x) + F.avg_pool2d(x, 1, 2))
 
@@ -171,10 +171,10 @@ class PlainOffSeg(OffSegForSemanticSegmentation):
 
 PLAIN = {
     OffSegForSemanticSegmentation: PlainOffSeg,
-    attention_modules.AttentionBias: PlainAttentionBias,
-    attention_modules.Attention2d: PlainAttention2d,
-    attention_modules.AttentionDownsample: PlainAttentionDownsample,
-    attention_modules.LocalGlobalQuery: PlainLocalGlobalQuery,
+    efficientformer.AttentionBias: PlainAttentionBias,
+    efficientformer.Attention2d: PlainAttention2d,
+    efficientformer.AttentionDownsample: PlainAttentionDownsample,
+    efficientformer.LocalGlobalQuery: PlainLocalGlobalQuery,
     freqfusion.FreqFusion: PlainFreqFusion,
     freqfusion.SimilarityGuidedSampler: PlainSampler,
     OffsetLearning: PlainOffsetLearning,

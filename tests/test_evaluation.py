@@ -50,9 +50,8 @@ from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.evaluation.run import check_classes
 from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.metrics import MeanIoU
-from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear
+from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, sliding_windows
 from offseg_hf.models.layers import FixedBatchNorm2d
-from offseg_hf.models.sliding_window import sliding_windows
 from tests.comparison import assert_same_counts, sure_pixels
 from tests.processes import run_together
 from tests.semantic_models import LABELS, pass_signals

@@ -26,7 +26,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 
 from offseg_hf.models.configuration_offseg import EfficientFormerV2Config
-from offseg_hf.models.weight_initialization import WeightInitializationMixin
+from offseg_hf.models.modeling_utils import OffsetModelMixin
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTED = "the library's documentation names it to those who derive from it: see what it says there now"
 
 
-class Model(WeightInitializationMixin, PreTrainedModel):
+class Model(OffsetModelMixin, PreTrainedModel):
     """A linear layer in a container without parameters of its own."""
 
     config: PreTrainedConfig
@@ -175,7 +175,7 @@ PRIVATE_NAMES = [
         "the official initialisation of our models, whose code is not transformers' own "
         "(models/weight_initialization.py)",
         initialize_weights,
-        "find where transformers now decides which modules `_init_weights` sees; WeightInitializationMixin can go if "
+        "find where transformers now decides which modules `_init_weights` sees; OffsetModelMixin can go if "
         "containers without parameters of their own are among them",
     ),
     PrivateName(

@@ -256,7 +256,7 @@ def test_versions_are_not_moved(local_hub, checkpoints):
     published = repository(local_hub, name)
     first = published.tags[TAG]
     files = dict(published.resolve("main").files)
-    files["carafe.py"] = local_hub.hub.blobs.regular(b"# of before\n")
+    files["layers.py"] = local_hub.hub.blobs.regular(b"# of before\n")
     published.commit("main", "Publish with offseg-hf 0.0.9", "tester", files)
     code, out, err = publish(local_hub, checkpoints, "--only", name)
     assert code == 0, err

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offseg_hf.models.carafe import carafe, reassemble, weighted_gather
+from offseg_hf.models.layers import weighted_gather
+from offseg_hf.models.pixel_decoder_freqfusion import carafe, reassemble
 from tests.comparison import assert_same_gradients, assert_same_outputs
 
 

@@ -23,9 +23,8 @@ from offseg_hf import (
     OffsetMask2FormerImageProcessor,
 )
 from offseg_hf.models import image_processing_offseg
-from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, resize_nearest
+from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, resize_nearest, sliding_windows
 from offseg_hf.models.layers import FixedBatchNorm2d
-from offseg_hf.models.sliding_window import sliding_windows
 from tests.processes import run_python
 
 

@@ -454,7 +454,7 @@ def test_remote_code(folders):
         assert written == {
             "configuration_offset.py",
             "configuration_offset_alignment.py",
-            "inner_model.py",
+            "modeling_utils.py",
             "layers.py",
             "mask_prediction.py",
             "modeling_offset_alignment.py",

@@ -136,7 +136,7 @@ torch.save((output.loss, output.logits, headless.state_dict()), f"{folder}/outpu
     expected_loss, expected_logits, *_ = outputs(model)
     assert_same_outputs((loss, logits), (expected_loss, expected_logits))
     assert_new_head({name.removeprefix(HEAD): tensor for name, tensor in headless.items() if name.startswith(HEAD)})
-    ours = {"inner_model", "layers", "offset_classifier", "offset_learning"}
+    ours = {"modeling_utils", "layers", "offset_classifier", "offset_learning"}
     modules = ours | {"configuration_offset", "configuration_offset_learning", "modeling_offset_learning"}
     for name in ("whole", "again"):
         assert {path.stem for path in (tmp_path / name).glob("*.py")} == modules

@@ -2,7 +2,8 @@
 
 Paper: "Rethinking Vision Transformers for MobileNet Size and Speed" (https://arxiv.org/abs/2212.08059). Source:
 HVision-NKU/OffSeg @ 1414f6d, mmseg/models/backbones/efficientformer_v2.py. Changed here: every block knows an equal
-with less arithmetic for inference.
+with less arithmetic for inference; attention biases are looked up by arithmetic instead of stored index tables and
+never cached where they could go stale; inference takes the queries in chunks, so that attention maps stay small.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention2d, AttentionDownsample
-from .layers import ConvAdd, ConvGelu, ConvNorm, DropPath, FixedBatchNorm2d, fuse, scale_output, with_class
+from .layers import (
+    ConvAdd,
+    ConvGelu,
+    ConvNorm,
+    DropPath,
+    FixedBatchNorm2d,
+    concatenate_convs,
+    frozen,
+    fuse,
+    gelu_in_place,
+    scale_output,
+    weighted_gather,
+    with_class,
+)
+
+
+NUM_HEADS = 8
+VALUE_RATIO = 4  # channels of a value per channel of a key
+QUERIES_AT_A_TIME = 256
 
 
 class EfficientFormerV2Encoder(nn.Module):
@@ -171,3 +189,220 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         projected = self.projection(x)
         return projected if self.attention is None else projected + self.attention(x)
+
+
+class Attention2d(nn.Module):
+    """Global attention whose heads are mixed before and after the softmax, with a local convolution beside it.
+
+    With `stride` 2 it attends at half the resolution and upsamples what it found.
+    """
+
+    def __init__(
+        self, channels: int, grid_size: int, stride: int, conv_norm: Callable[..., ConvNorm], key_dim: int = 32
+    ):
+        super().__init__()
+        self.stride = stride
+        self.scale = key_dim**-0.5
+        key_channels, value_channels = NUM_HEADS * key_dim, NUM_HEADS * key_dim * VALUE_RATIO
+        depthwise = partial(conv_norm, kernel_size=3)
+        self.downsample = depthwise(channels, channels, stride=2, groups=channels) if stride == 2 else nn.Identity()
+        self.query = conv_norm(channels, key_channels)
+        self.key = conv_norm(channels, key_channels)
+        self.value = conv_norm(channels, value_channels)
+        self.value_local = depthwise(value_channels, value_channels, groups=value_channels)
+        self.talking_head1 = TalkingHeads(NUM_HEADS, NUM_HEADS, kernel_size=1)
+        self.talking_head2 = TalkingHeads(NUM_HEADS, NUM_HEADS, kernel_size=1)
+        self.attention_bias = AttentionBias(grid_size)
+        self.project = conv_norm(value_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.project_input(self.downsample(x))
+        local = self.value_local(value)
+        attended = attend_in_chunks(self.attend, query, key, value, self.attention_bias)
+        x = merge_heads(attended, local.shape[-2:]) + local
+        if self.stride > 1:
+            x = F.interpolate(x, scale_factor=self.stride, mode="bilinear")
+        return self.project(gelu_in_place(x))
+
+    def project_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query(x), self.key(x), self.value(x)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        attention = self.talking_head1(self.scale * query @ key.transpose(-1, -2) + bias).softmax(dim=-1)
+        return self.talking_head2(attention) @ value
+
+    def fused(self) -> nn.Module:
+        return FusedAttention2d(self)
+
+
+class FusedAttention2d(Attention2d):
+    """[`Attention2d`] for inference: one projection of the input, one mixing that holds the scale, and a mixed bias.
+
+    The bias of the first mixing is the same for all keys of a query, so the softmax does not see it.
+    """
+
+    def __init__(self, attention: Attention2d):
+        nn.Module.__init__(self)
+        self.stride = attention.stride
+        self.downsample = fuse(attention.downsample)
+        projections = [fuse(projection) for projection in (attention.query, attention.key, attention.value)]
+        self.query_key_value = concatenate_convs(projections)
+        self.split_sizes = [projection.out_channels for projection in projections]
+        self.value_local = fuse(attention.value_local)
+        mixing = attention.talking_head1.weight.flatten(1)
+        self.mixing = frozen(attention.scale * mixing)
+        self.talking_head2 = attention.talking_head2
+        self.attention_bias = attention.attention_bias
+        self.attention_bias.table = frozen(mixing @ self.attention_bias.table)
+        self.project = fuse(attention.project)
+
+    def project_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query_key_value(x).split(self.split_sizes, dim=1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        attention = mix_heads(self.mixing, query @ key.transpose(-1, -2)).add_(bias).softmax(dim=-1)
+        return self.talking_head2(attention) @ value
+
+
+class TalkingHeads(nn.Conv2d):
+    """A 1x1 convolution over pairs of positions that mixes the heads (https://arxiv.org/abs/2003.02436), done as the
+    small product that it is. Made as any convolution is, so that adapters can make more of it."""
+
+    def forward(self, attention: Tensor) -> Tensor:
+        mixed = mix_heads(self.weight.flatten(1), attention)
+        return mixed if self.bias is None else mixed + self.bias[:, None, None]
+
+
+class AttentionDownsample(nn.Module):
+    """Attention from every second pixel, in both directions, to all pixels, with a local convolution beside it."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        grid_size: int,
+        conv_norm: Callable[..., ConvNorm],
+        key_dim: int = 16,
+    ):
+        super().__init__()
+        key_channels, value_channels = NUM_HEADS * key_dim, NUM_HEADS * key_dim * VALUE_RATIO
+        self.query = LocalGlobalQuery(in_channels, key_channels, conv_norm)
+        self.key = conv_norm(in_channels, key_channels)
+        self.value = conv_norm(in_channels, value_channels)
+        self.value_local = conv_norm(value_channels, value_channels, kernel_size=3, stride=2, groups=value_channels)
+        self.attention_bias = AttentionBias(grid_size, query_stride=2)
+        self.project = conv_norm(value_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.value(x)
+        local = self.value_local(value)
+        attended = attend_in_chunks(self.attend, self.query(x), self.key(x), value, self.attention_bias)
+        return self.project(gelu_in_place(merge_heads(attended, local.shape[-2:]) + local))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        # Kernels that never hold the whole attention map want keys as long as values: zeros do not change a product.
+        scale, padding = query.shape[-1] ** -0.5, (0, value.shape[-1] - query.shape[-1])
+        query, key = F.pad(query, padding), F.pad(key, padding)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+
+
+class LocalGlobalQuery(nn.Module):
+    """Queries from every second pixel, in both directions, and from a convolution around it."""
+
+    def __init__(self, in_channels: int, out_channels: int, conv_norm: Callable[..., ConvNorm]):
+        super().__init__()
+        self.local = nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels)
+        self.project = conv_norm(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.local(x) + x[..., ::2, ::2])
+
+    def fused(self) -> nn.Module:
+        """The same with the pixel itself as one more weight at the centre of the convolution."""
+        self.local.weight = frozen(self.local.weight)
+        self.local.weight[:, :, 1, 1] += 1
+        return nn.Sequential(self.local, fuse(self.project))
+
+
+class AttentionBias(nn.Module):
+    """One learned bias per head and per distance, in rows and in columns, between a query and a key.
+
+    The distances are those of a square grid of `grid_size` pixels. For another grid the table of all pairs is resized
+    over its two axes, queries and keys, as if they were the sides of an image: so does the official code.
+    """
+
+    def __init__(self, grid_size: int, query_stride: int = 1):
+        super().__init__()
+        self.grid_size = grid_size
+        self.query_stride = query_stride
+        self.table = nn.Parameter(torch.zeros(NUM_HEADS, grid_size**2))
+
+    def forward(self, num_keys: int) -> Tensor:
+        """The biases between the grid's queries and `num_keys` keys: (heads, grid queries, num_keys)."""
+        position = torch.arange(self.grid_size, device=self.table.device)
+        distance = (position[:: self.query_stride, None] - position).abs()
+        index = self.grid_size * distance[:, None, :, None] + distance[:, None, :]  # (y, x) of queries, (y, x) of keys
+        index = index.flatten(0, 1).flatten(1)
+        bias = self.table.index_select(1, index.flatten()).unflatten(1, index.shape)
+        rows = torch.arange(num_keys, device=bias.device)
+        return resize_rows(bias.transpose(1, 2), rows, num_keys).transpose(1, 2).contiguous()
+
+
+def attend_in_chunks(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_bias: AttentionBias,
+) -> Tensor:
+    """`attend(query, key, value, bias)` of maps (batch, heads * channels, height, width) split into heads.
+
+    At inference for as many queries at a time as keep their attention maps in cache; all at once where somebody needs
+    the graph. Returns (batch, heads, queries, channels).
+    """
+    query, key, value = split_heads(query), split_heads(key), split_heads(value)
+    num_queries = query.shape[2]
+    grid_bias = attention_bias(key.shape[2])
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        chunks = [torch.arange(num_queries, device=query.device)]
+    else:
+        chunks = torch.arange(num_queries, device=query.device).split(QUERIES_AT_A_TIME)
+    attended = [
+        attend(query.index_select(2, rows), key, value, resize_rows(grid_bias, rows, num_queries)) for rows in chunks
+    ]
+    return torch.cat(attended, dim=2)
+
+
+def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """What (heads, any, columns) is when resized bicubically to (heads, num_rows, columns): those of its `rows`.
+
+    `F.interpolate` gives the same, but all rows at once, and of sixteen weights only four are not zero here.
+    """
+    num_heads, old_num_rows, num_columns = x.shape
+    if not torch.compiler.is_compiling() and num_rows == old_num_rows:  # a graph is better off without the question
+        return x if rows.shape[0] == num_rows else x.index_select(1, rows)
+    position = (rows + 0.5) * (old_num_rows / num_rows) - 0.5
+    neighbours = position.floor()[:, None] + torch.arange(-1, 3, device=x.device)
+    distance = (position[:, None] - neighbours).abs()
+    near = (1.25 * distance - 2.25) * distance**2 + 1
+    far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+    weights = torch.where(distance <= 1, near, far)
+    head = torch.arange(num_heads, device=x.device)[:, None, None]
+    indices = neighbours.long().clamp(0, old_num_rows - 1) + old_num_rows * head  # (heads, rows, 4)
+    resized = weighted_gather(x.flatten(0, 1), indices.flatten(0, 1), weights.repeat(num_heads, 1))
+    return resized.view(num_heads, rows.shape[0], num_columns)
+
+
+def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
+    """(new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
+    return torch.einsum("gh,bhqk->bgqk", mixing, attention)
+
+
+def split_heads(x: Tensor) -> Tensor:
+    """(batch, heads * channels, height, width) -> (batch, heads, height * width, channels)."""
+    return x.flatten(2).unflatten(1, (NUM_HEADS, -1)).transpose(-1, -2)
+
+
+def merge_heads(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(batch, heads, height * width, channels) -> (batch, heads * channels, height, width), channels last."""
+    return x.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, size)

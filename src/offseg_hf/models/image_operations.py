@@ -303,3 +303,28 @@ def _channels_first(
 def _check_not_empty(shape: tuple[int, ...]) -> None:
     if 0 in shape:
         raise ValueError(f"expected at least one pixel, got an array of shape {tuple(shape)}")
+
+
+def sliding_windows(height: int, width: int, window_size: int, window_stride: int) -> Tensor:
+    """Boxes (top, left, bottom, right), row by row, that cover an image: int64 (num_windows, 4).
+
+    Windows start every `window_stride` pixels; the last of a row or column is shifted back inside the image. Along a
+    side shorter than `window_size` there is one window, as long as the side.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"expected an image of at least 1 x 1 pixels, got {height} x {width}")
+    if not 1 <= window_stride <= window_size:
+        raise ValueError(
+            f"expected 1 <= window_stride <= window_size, got window_stride={window_stride} and "
+            f"window_size={window_size}: a larger stride leaves pixels that no window covers"
+        )
+    rows = _intervals(height, window_size, window_stride)
+    columns = _intervals(width, window_size, window_stride)
+    return torch.tensor([(top, left, bottom, right) for top, bottom in rows for left, right in columns])
+
+
+def _intervals(length: int, window_size: int, window_stride: int) -> list[tuple[int, int]]:
+    """Windows along one side: (start, end)."""
+    number = max(length - window_size + window_stride - 1, 0) // window_stride + 1
+    ends = [min(i * window_stride + window_size, length) for i in range(number)]
+    return [(max(end - window_size, 0), end) for end in ends]

@@ -35,9 +35,9 @@ from .image_operations import (
     reduce_labels,
     resize_bilinear,
     resize_nearest,
+    sliding_windows,
     to_list,
 )
-from .sliding_window import sliding_windows
 
 
 logger = logging.get_logger(__name__)

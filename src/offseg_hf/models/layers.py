@@ -1,7 +1,8 @@
-"""Small layers that several encoders and pixel decoders share."""
+"""Small layers, and the plain pixel decoder, that several networks share."""
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,30 @@ class ConvNorm(nn.Sequential):
 def lateral_convs(in_channels: list[int], out_channels: list[int], norm: Callable[[int], nn.Module]) -> nn.ModuleList:
     """1x1 convolutions that bring the feature maps of an encoder to the channels that a pixel decoder fuses."""
     return nn.ModuleList(ConvNorm(i, o, bias=False, norm=norm) for i, o in zip(in_channels, out_channels))
+
+
+class MlpPixelDecoder(nn.Module):
+    """The pixel decoder of SegFormer, and the plain one of OffSeg's ablation (the paper's Table 6): projects every
+    feature map, upsamples and concatenates them at stride 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        lateral_channels: list[int],
+        out_channels: int,
+        norm: Callable[[int], nn.Module] = partial(nn.GroupNorm, 32),
+    ):
+        super().__init__()
+        self.lateral_convs = lateral_convs(in_channels, lateral_channels, norm)
+        self.output_conv = ConvNorm(sum(lateral_channels), out_channels, bias=False, norm=norm)
+
+    def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
+        laterals = [conv(feature_map).relu() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
+        size = laterals[0].shape[-2:]
+        upsampled = [F.interpolate(lateral, size=size, mode="bilinear") for lateral in laterals]
+        return self.output_conv(torch.cat(upsampled, dim=1)).relu()
 
 
 class FixedBatchNorm2d(nn.Module):
@@ -164,3 +189,53 @@ def fuse(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, fuse(child))
     return module
+
+
+def weighted_gather(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Sums `rows[indices]` weighted by `weights`.
+
+    rows: (num_rows, channels); indices, weights: (num_bags, bag_size). Returns (num_bags, channels).
+    """
+    weights = weights.to(rows.dtype)
+    gathered = F.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)
+    if is_recorded(rows, weights):
+        return GatherGradient.apply(gathered, rows, indices, weights)
+    return gathered
+
+
+def is_recorded(*tensors: Tensor) -> bool:
+    """Whether eager autograd wants the gradient for one of these; a compiler takes what it is given apart itself."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+class GatherGradient(torch.autograd.Function):
+    """A weighted gather as it is, with a gradient that has a gradient: that of `embedding_bag` has none.
+
+    Where the gradient is not recorded, `embedding_bag` computes it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gathered: Tensor, rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        return gathered.view_as(gathered)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        if not torch.is_grad_enabled():
+            return gradient, None, None, None
+        rows, indices, weights = ctx.saved_tensors
+        given = (weights[..., None] * gradient[:, None]).flatten(0, 1)  # (num_bags * bag_size, channels)
+        row_gradient = torch.zeros_like(rows).index_add(0, indices.flatten(), given)
+        return None, row_gradient, None, products(rows, indices, gradient)
+
+
+def products(rows: Tensor, indices: Tensor, bags: Tensor) -> Tensor:
+    """The dot products of each of `bags` (num_bags, channels) with its rows: (num_bags, bag_size)."""
+    return (rows.index_select(0, indices.flatten()).unflatten(0, indices.shape) * bags[:, None]).sum(dim=-1)

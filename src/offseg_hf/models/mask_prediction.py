@@ -4,29 +4,20 @@ Paper: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better 
 (ICCV 2025, https://arxiv.org/abs/2508.08811), which aligns the masks of Mask2Former in every decoder layer.
 """
 
-from os import PathLike
-
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskPredictor
 
-from .inner_model import ModuleNamesMixin
 from .offset_learning import OffsetAlignment
 
 
-class MaskPipelineMixin(ModuleNamesMixin):
-    """Lets `pipeline("image-segmentation", ...)` find a model that predicts masks and is not part of transformers.
+def auto_classes_of(code: str) -> dict[str, str]:
+    """Return the Auto classes that find a model of masks, whose code is `module.class`.
 
-    It looks for transformers' own such models by their class names, and for others in AutoModelForImageSegmentation.
+    `pipeline("image-segmentation", ...)` looks for transformers' own such models by their class names, and for others
+    in AutoModelForImageSegmentation.
     """
-
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs):
-        """As every model's; the code beside the weights is named to both Auto classes."""
-        if self.is_remote_code():
-            code = f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"
-            auto_classes = ("AutoModelForImageSegmentation", "AutoModelForUniversalSegmentation")
-            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | dict.fromkeys(auto_classes, code)
-        super().save_pretrained(save_directory, **kwargs)
+    return dict.fromkeys(("AutoModelForImageSegmentation", "AutoModelForUniversalSegmentation"), code)
 
 
 class AlignedMaskPredictor(Mask2FormerMaskPredictor):

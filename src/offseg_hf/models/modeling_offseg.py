@@ -11,22 +11,18 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
-from .attention import AttentionBias
 from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
-from .encoder_backbone import CodeOfBackboneMixin, EncoderBackboneMixin
-from .encoder_efficientformer_v2 import ConvMlp, EfficientFormerV2Encoder, EncoderBlock
-from .layers import FixedBatchNorm2d, channels_last
+from .encoder_efficientformer_v2 import AttentionBias, ConvMlp, EfficientFormerV2Encoder, EncoderBlock
+from .layers import FixedBatchNorm2d, MlpPixelDecoder, channels_last
+from .modeling_utils import EncoderBackboneMixin, OffsetModelMixin, SemanticSegmentationMixin
 from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder
-from .pixel_decoder_mlp import MlpPixelDecoder
-from .semantic_segmentation import SemanticSegmentationMixin
-from .weight_initialization import WeightInitializationMixin
 
 
 STRIDE = 32  # of the coarsest feature map
 
 
-class OffSegPreTrainedModel(WeightInitializationMixin, PreTrainedModel):
+class OffSegPreTrainedModel(OffsetModelMixin, PreTrainedModel):
     """Initialisation of the weights, and what transformers wants to know of the models."""
 
     config: EncoderConfig
@@ -107,11 +103,11 @@ class OffSegBackbone(EfficientFormerV2Backbone):
     _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
 
-class OffSegForSemanticSegmentation(CodeOfBackboneMixin, SemanticSegmentationMixin, OffSegPreTrainedModel):
+class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedModel):
     """OffSeg, the paper's Figure 4: an encoder, a pixel decoder and offset learning."""
 
     config: OffSegConfig
-    backbone_code = "modeling_offseg.OffSegBackbone"
+    other_auto_classes = {"AutoBackbone": "modeling_offseg.OffSegBackbone"}
 
     def __init__(self, config: OffSegConfig):
         super().__init__(config)

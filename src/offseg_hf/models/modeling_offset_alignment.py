@@ -20,8 +20,8 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_offset_alignment import OffsetAlignmentConfig
-from .inner_model import InnerOffsetsMixin
-from .mask_prediction import AlignedMaskPredictor, MaskPipelineMixin
+from .mask_prediction import AlignedMaskPredictor, auto_classes_of
+from .modeling_utils import InnerOffsetsMixin
 from .offset_learning import OffsetAlignment
 
 
@@ -99,13 +99,14 @@ ALIGNED = {
 }
 
 
-class OffsetAlignmentForUniversalSegmentation(MaskPipelineMixin, InnerOffsetsMixin, PreTrainedModel):
+class OffsetAlignmentForUniversalSegmentation(InnerOffsetsMixin, PreTrainedModel):
     """A mask classification model of transformers whose masks come from offset alignment.
 
     Inputs and outputs are those of the model that `config.base_config` describes, and so is its image processor.
     """
 
     config: OffsetAlignmentConfig
+    other_auto_classes = auto_classes_of("modeling_offset_alignment.OffsetAlignmentForUniversalSegmentation")
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

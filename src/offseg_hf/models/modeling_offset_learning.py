@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from .configuration_offset_learning import OffsetLearningConfig, take_attention_of_base
-from .inner_model import InnerOffsetsMixin, ModuleNamesMixin
+from .modeling_utils import InnerOffsetsMixin
 from .offset_classifier import replace_classifier
 
 
-class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, ModuleNamesMixin, PreTrainedModel):
+class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, PreTrainedModel):
     """A model for semantic segmentation that classifies pixels by offset learning.
 
     Everything else is the wrapped `model`'s own: its inputs, its outputs, its loss and its auxiliary heads.

@@ -22,8 +22,8 @@ from transformers.utils import is_scipy_available
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_offset_mask2former import OffsetMask2FormerConfig
-from .inner_model import InnerOffsetsMixin
-from .mask_prediction import AlignedMaskPredictor, MaskPipelineMixin
+from .mask_prediction import AlignedMaskPredictor, auto_classes_of
+from .modeling_utils import InnerOffsetsMixin
 from .offset_learning import OffsetAlignment
 
 
@@ -38,9 +38,7 @@ class OffsetMask2FormerForUniversalSegmentationOutput(Mask2FormerForUniversalSeg
     image_sizes: torch.LongTensor | None = None
 
 
-class OffsetMask2FormerForUniversalSegmentation(
-    MaskPipelineMixin, InnerOffsetsMixin, Mask2FormerForUniversalSegmentation
-):
+class OffsetMask2FormerForUniversalSegmentation(InnerOffsetsMixin, Mask2FormerForUniversalSegmentation):
     """Mask2Former whose masks come of embeddings that have been offset, image by image and layer by layer.
 
     The weights of a [`Mask2FormerForUniversalSegmentation`] are all of its own but the alignment's, under the same
@@ -48,6 +46,7 @@ class OffsetMask2FormerForUniversalSegmentation(
     """
 
     config: OffsetMask2FormerConfig
+    other_auto_classes = auto_classes_of("modeling_offset_mask2former.OffsetMask2FormerForUniversalSegmentation")
     accepts_loss_kwargs = False  # the loss is weighed by the number of masks already
     # Of a Mask2Former: a constant, and the norm of a classifier that segmentation leaves out.
     _keys_to_ignore_on_load_unexpected = [r"^criterion\.empty_weight$", r"\.encoder\.swin\.layernorm\."]

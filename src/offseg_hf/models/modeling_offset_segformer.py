@@ -15,14 +15,12 @@ from transformers import initialization as init
 from transformers.models.segformer.modeling_segformer import SegformerAttention, SegformerMixMLP
 
 from .configuration_offset_segformer import OffsetSegformerConfig
-from .inner_model import ModuleNamesMixin
+from .layers import MlpPixelDecoder
+from .modeling_utils import OffsetModelMixin, SemanticSegmentationMixin
 from .offset_learning import OffsetLearning
-from .pixel_decoder_mlp import MlpPixelDecoder
-from .semantic_segmentation import SemanticSegmentationMixin
-from .weight_initialization import WeightInitializationMixin
 
 
-class OffsetSegformerPreTrainedModel(WeightInitializationMixin, ModuleNamesMixin, SegformerPreTrainedModel):
+class OffsetSegformerPreTrainedModel(OffsetModelMixin, SegformerPreTrainedModel):
     """Initialisation and names of the weights; all else that transformers wants to know is as for SegFormer."""
 
     config: OffsetSegformerConfig

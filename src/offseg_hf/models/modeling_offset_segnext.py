@@ -11,14 +11,13 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_offset_segnext import MscanConfig, MscanEncoderConfig, OffsetSegNextConfig
-from .encoder_backbone import CodeOfBackboneMixin, EncoderBackboneMixin
 from .encoder_mscan import MscaBlock, MscanEncoder
+from .modeling_utils import EncoderBackboneMixin, OffsetModelMixin, SemanticSegmentationMixin
 from .offset_learning import OffsetLearning
 from .pixel_decoder_hamburger import HamburgerPixelDecoder, NonNegativeMatrixFactorization
-from .semantic_segmentation import SemanticSegmentationMixin
 
 
-class OffsetSegNextPreTrainedModel(PreTrainedModel):
+class OffsetSegNextPreTrainedModel(OffsetModelMixin, PreTrainedModel):
     """Initialisation of the weights, and what transformers wants to know of the models."""
 
     config: MscanEncoderConfig
@@ -77,13 +76,11 @@ class OffsetSegNextBackbone(MscanBackbone):
     _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
 
-class OffsetSegNextForSemanticSegmentation(
-    CodeOfBackboneMixin, SemanticSegmentationMixin, OffsetSegNextPreTrainedModel
-):
+class OffsetSegNextForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegNextPreTrainedModel):
     """SegNeXt whose classifier is offset learning: an encoder, a pixel decoder and offset learning."""
 
     config: OffsetSegNextConfig
-    backbone_code = "modeling_offset_segnext.OffsetSegNextBackbone"
+    other_auto_classes = {"AutoBackbone": "modeling_offset_segnext.OffsetSegNextBackbone"}
 
     def __init__(self, config: OffsetSegNextConfig):
         super().__init__(config)

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .carafe import carafe, reassembly_kernels, weighted_gather
-from .layers import ConvNorm, lateral_convs
+from .layers import ConvNorm, is_recorded, lateral_convs, products, weighted_gather
 
 
 NUM_GROUPS = 4  # channel groups, each of which is sampled with displacements of its own
@@ -164,3 +163,107 @@ def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels // NUM_GROUPS)
     sampled = weighted_gather(rows, indices.flatten(0, -2), weights.flatten(0, -2))
     return sampled.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+# CARAFE, content-aware reassembly of features (https://arxiv.org/abs/1905.02188), as one weighted gather, and its
+# gradient as another. mmcv's operator exists for CUDA only and is the usual reason to compile it. Here every output
+# pixel is a bag: `F.embedding_bag` sums the rows (pixels) of its neighbourhood, weighted by its kernel, without ever
+# unfolding the neighbourhoods. It runs, differentiates and compiles on any device.
+
+
+def reassembly_kernels(logits: Tensor) -> Tensor:
+    """(batch, size ** 2, height, width) -> kernels (batch, height, width, size ** 2) that sum to one."""
+    return logits.permute(0, 2, 3, 1).softmax(dim=-1)
+
+
+def carafe(features: Tensor, kernels: Tensor, scale: int = 1) -> Tensor:
+    """Reassembles every output pixel from the neighbourhood of the pixel it lies in, with a kernel of its own.
+
+    features: (batch, channels, height, width), taken as zero outside; kernels: (batch, height * scale, width * scale,
+    size ** 2). Returns (batch, channels, height * scale, width * scale), channels last in memory.
+    """
+    if is_recorded(features):
+        return FeatureGradient.apply(reassemble(features.detach(), kernels, scale), features, kernels, scale)
+    return reassemble(features, kernels, scale)
+
+
+class FeatureGradient(torch.autograd.Function):
+    """The output of a reassembly of detached features, as it is, with its gradient for the features.
+
+    `embedding_bag` has one of its own, which sorts the indices of all neighbourhoods: half of the operator's time. The
+    gradient for the kernels is the output's own, unless it is recorded: then it depends on the features too.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, features: Tensor, kernels: Tensor, scale: int) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        _, features, kernels, ctx.scale = inputs
+        ctx.save_for_backward(features, kernels)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+        features, kernels = ctx.saved_tensors
+        feature_gradient = distribute(gradient, kernels, ctx.scale)
+        if not torch.is_grad_enabled():
+            return gradient, feature_gradient, None, None
+        rows, indices = neighborhoods(features, int(kernels.shape[-1] ** 0.5), ctx.scale)
+        bags = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+        return None, feature_gradient, products(rows, indices, bags).view_as(kernels), None
+
+
+def reassemble(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """[`carafe`], differentiated operator by operator."""
+    batch, channels, *low_size = features.shape
+    height, width = (scale * length for length in low_size)
+    rows, indices = neighborhoods(features, int(kernels.shape[-1] ** 0.5), scale)
+    output = weighted_gather(rows, indices, kernels.flatten(0, 2))
+    return output.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def neighborhoods(features: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:
+    """The pixels of features and of a margin of zeros, as rows (pixels, channels), and which of them every output
+    pixel is made of: (batch * height * scale * width * scale, size ** 2)."""
+    rows, padded_size = pad_to_rows(features, size // 2)
+    corners = (torch.arange(scale * length, device=features.device) // scale for length in features.shape[2:])
+    return rows, window_indices(*corners, size, features.shape[0], padded_size)
+
+
+def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """The transpose of [`reassemble`]: to every pixel of the features, what it has given to each output pixel.
+
+    Those are the output pixels in a window around it, with the kernels of all of them: again a weighted gather.
+    """
+    batch, channels, *high_size = x.shape
+    size = int(kernels.shape[-1] ** 0.5)
+    height, width = (length // scale for length in high_size)
+    margin = scale * (size // 2)
+    rows, padded_size = pad_to_rows(x, margin)
+    corners = (torch.arange(length, device=x.device) * scale for length in (height, width))
+    indices = window_indices(*corners, size * scale, batch, padded_size)
+    # Seen from an output pixel the features lie the other way: what is first in a window is last in the kernel.
+    place = size - 1 - torch.arange(size * scale, device=x.device) // scale
+    place = (place[:, None] * size + place).flatten()
+    kernel_rows, _ = pad_to_rows(kernels.permute(0, 3, 1, 2), margin)
+    weights = kernel_rows.flatten().take(indices * size**2 + place)
+    return weighted_gather(rows, indices, weights).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def pad_to_rows(x: Tensor, margin: int) -> tuple[Tensor, tuple[int, int]]:
+    """(batch, channels, height, width) with zeros around it, as rows (pixels, channels), and its height and width."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin))  # width, then height
+    return padded.reshape(-1, x.shape[1]), tuple(padded.shape[1:3])
+
+
+def window_indices(top: Tensor, left: Tensor, size: int, batch: int, map_size: tuple[int, int]) -> Tensor:
+    """Which rows of `batch` maps the windows with these corners hold: (batch * len(top) * len(left), size ** 2)."""
+    height, width = map_size
+    side = torch.arange(size, device=top.device)
+    corner = (top[:, None] * width + left).flatten()
+    indices = corner[:, None] + (side[:, None] * width + side).flatten()
+    image = torch.arange(batch, device=top.device)[:, None, None] * (height * width)
+    return (indices + image).flatten(0, 1)

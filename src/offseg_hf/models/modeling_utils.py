@@ -1,20 +1,97 @@
-"""What all models for semantic segmentation here share: their inputs and output, windows and the loss."""
+"""What the models here share: what transformers wants of a model, and what a model for semantic segmentation does.
+
+Windows lie where the official test loop puts them (HVision-NKU/OffSeg @ 1414f6d, `EncoderDecoder.slide_inference`).
+Ours run together in batches of bounded size instead of one by one.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from os import PathLike
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
 from .layers import fuse
-from .sliding_window import sliding_window_logits
+from .offset_learning import OffsetAlignment
+
+
+# Windows of one shape run together until their pixels exceed this: four of 512 x 512, one of 1024 x 1024.
+MAX_PIXELS_PER_FORWARD = 1024 * 1024
+
+
+class OffsetModelMixin:
+    """What transformers wants of a model that is not part of it."""
+
+    other_auto_classes: dict[str, str] = {}  # beside the one it is registered for: Auto class -> module.class
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        """Let `_init_weights` see modules without parameters of their own, which overrule those of their children.
+
+        For code that is not its own, transformers passes over modules all of whose own parameters are initialised, so
+        over those without any. It need not: what `transformers.initialization` writes to asks every parameter itself
+        whether it was loaded. The public `initialize_weights` is called of the outermost model alone, this of each.
+        """
+        super()._initialize_weights(module)
+
+    def save_pretrained(self, save_directory: str | PathLike, *args, save_original_format: bool = False, **kwargs):
+        """Save as every model does, with all Auto classes that the code beside the weights is for.
+
+        Args:
+            save_original_format (`bool`, defaults to `False`):
+                Whether weights have the names of the first files of the model of transformers that this one is built
+                around. By default they have those of its modules.
+        """
+        if self.is_remote_code() and self.other_auto_classes:
+            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | self.other_auto_classes
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+
+class InnerOffsetsMixin(OffsetModelMixin):
+    """Initialises offset learning inside of a model that initialises itself and takes it for its own layers."""
+
+    @torch.no_grad()
+    @init.guard_torch_init_functions()  # what was loaded stays
+    def initialize_weights(self):
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, OffsetAlignment):
+                self.initialize_offsets(module)
+
+    def initialize_offsets(self, module: nn.Module) -> None:
+        module.reset_parameters()
+
+
+class EncoderBackboneMixin(OffsetModelMixin, BackboneMixin):
+    """The forward of a backbone that says, in `encode`, what its stem and its stages give."""
+
+    has_attentions = False
+
+    def encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """What the stem gives, and the feature maps of the stages."""
+        raise NotImplementedError
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
+        """Images (batch, num_channels, height, width) of any size -> the maps named by `config.out_features`.
+
+        Stage i, and the stem as stage 1, gives (batch, channels, ceil(height / 2 ** (i + 1)), ceil(width / ...)).
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = self.encode(pixel_values)
+        return BackboneOutput(
+            feature_maps=tuple(x for name, x in zip(self.stage_names, hidden_states) if name in self.out_features),
+            hidden_states=hidden_states if output_hidden_states else None,
+        )
 
 
 @dataclass
@@ -28,7 +105,7 @@ class OffSegSemanticSegmenterOutput(SemanticSegmenterOutput):
     image_sizes: torch.LongTensor | None = None
 
 
-class SemanticSegmentationMixin:
+class SemanticSegmentationMixin(OffsetModelMixin):
     """The forward of a model that says, in `segment`, what it computes for images it sees whole."""
 
     accepts_loss_kwargs = False  # the loss is a mean over all pixels, which Trainer must not weigh anew
@@ -110,6 +187,71 @@ class SemanticSegmentationMixin:
         if self.is_fused:
             raise ValueError("a fused model is for inference only and cannot be saved: save the model it was made of")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def sliding_window_logits(
+    predict: Callable[[Tensor], Tensor], pixel_values: Tensor, windows: Tensor, num_labels: int
+) -> Tensor:
+    """Logits of `pixel_values`, averaged over the windows that see a pixel: (batch, num_labels, height, width).
+
+    pixel_values: (batch, channels, height, width).
+    windows: integers (batch, num_windows, 4), boxes (top, left, bottom, right) in pixels. Boxes of zeros are padding,
+        for images with fewer windows, and are skipped. Pixels under no window get logits of 0.
+    predict: takes crops (n, channels, h, w), returns logits (n, num_labels, any height, any width), which are
+        upsampled bilinearly to the window.
+
+    Sums are kept in float32 at least, whatever the precision of `predict`, and returned so.
+    Raises ValueError for boxes that are not inside the image.
+    """
+    batch, _, height, width = pixel_values.shape
+    boxes_by_shape = _group_by_shape(windows, pixel_values)
+    dtype = torch.promote_types(pixel_values.dtype, torch.float32)
+    canvas = pixel_values.new_zeros((batch, num_labels, height, width), dtype=dtype)
+    count = pixel_values.new_zeros((batch, 1, height, width), dtype=dtype)
+
+    for shape, boxes in boxes_by_shape.items():
+        batch_size = max(1, MAX_PIXELS_PER_FORWARD // (shape[0] * shape[1]))
+        for start in range(0, len(boxes), batch_size):
+            chunk = boxes[start : start + batch_size]
+            crops = torch.stack([pixel_values[index][:, rows, columns] for index, rows, columns in chunk])
+            logits = predict(crops)
+            # One window at a time: at full size, logits of many classes outweigh the network's activations.
+            for (index, rows, columns), window_logits in zip(chunk, logits, strict=True):
+                canvas[index, :, rows, columns] += _upsample(window_logits.to(dtype), shape)
+                count[index, :, rows, columns] += 1
+    return canvas.div_(count.clamp_(min=1))
+
+
+def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if logits.shape[-2:] == size:
+        return logits
+    # Of channels that come last, torch would put the large result in order, at a fraction of the memory's speed.
+    return F.interpolate(logits[None].contiguous(), size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _group_by_shape(windows: Tensor, pixel_values: Tensor) -> dict[tuple[int, int], list[tuple[int, slice, slice]]]:
+    """Windows as (image index, rows, columns), sorted into lists by (height, width), in order; checks every box."""
+    batch, _, height, width = pixel_values.shape
+    if windows.is_floating_point() or windows.is_complex() or windows.dtype == torch.bool:
+        raise ValueError(f"windows: expected integers (pixels), got {windows.dtype}; do not cast them with the images")
+    if windows.ndim != 3 or windows.shape[0] != batch or windows.shape[2] != 4:
+        raise ValueError(
+            f"windows: expected shape ({batch}, num_windows, 4) for pixel_values of shape "
+            f"{tuple(pixel_values.shape)}, got {tuple(windows.shape)}"
+        )
+    groups = {}
+    for index, boxes in enumerate(windows.tolist()):
+        for top, left, bottom, right in boxes:
+            if top == left == bottom == right == 0:
+                continue
+            if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+                raise ValueError(
+                    "windows: expected (top, left, bottom, right) with top < bottom and left < right inside "
+                    f"{height} x {width} (height x width), got {(top, left, bottom, right)} for image {index}"
+                )
+            box = (index, slice(top, bottom), slice(left, right))
+            groups.setdefault((bottom - top, right - left), []).append(box)
+    return groups
 
 
 def check_fusible(model: nn.Module) -> None:
