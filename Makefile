@@ -39,13 +39,15 @@ test-transformers: $(VENV)/installed $(TRANSFORMERS_TESTS)  ## transformers' own
 	TRANSFORMERS_TESTS=$(TRANSFORMERS_TESTS) $(BIN)/pytest tests/transformers_mixins
 
 .PHONY: lint
-lint: $(VENV)/installed  ## Check style and format with ruff
+lint: $(VENV)/installed  ## Check style, format, what imports what, and that every library is a dependency
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry src
 
 .PHONY: benchmark
 benchmark: $(VENV)/installed  ## Time OffSeg beside the official arithmetic and SegFormer
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark/speed.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "offseg-hf needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }

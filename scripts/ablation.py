@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmark.measure import markdown_table
 from PIL import Image
 
-from offseg_hf.benchmark import markdown_table
 from offseg_hf.training.log import read_log
 from offseg_hf.training.recipe import load_recipe
 from offseg_hf.training.values import dump_yaml

@@ -10,9 +10,9 @@ import numpy as np
 from transformers import pipeline
 from transformers.utils import logging
 
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data
-from offseg_hf.data.scene_folder import write_scenes
-from offseg_hf.metrics import MeanIoU
+from offseg_hf.data.dataset import label_set_of, load_segmentation_data
+from offseg_hf.data.scenes.folder import write_scenes
+from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.training.log import read_log
 from offseg_hf.training.loop import train
 from offseg_hf.training.recipe import load_recipe

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Iterator
 
 import torch
+from benchmark.measure import markdown_table
 from torch import Tensor
 
-from offseg_hf.benchmark import markdown_table
-from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.evaluation.samples import SampleReader
+from offseg_hf.inference.segmenter import Segmenter
 from offseg_hf.models.offset_learning import OffsetLearning
-from offseg_hf.segmentation import Segmenter
 
 
 def main() -> None:

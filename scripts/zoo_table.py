@@ -8,12 +8,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from benchmark.measure import count_macs, markdown_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from offseg_hf.benchmark import count_macs, markdown_table
 from offseg_hf.conversion.convert import build_model
-from offseg_hf.hub.results import load_results
-from offseg_hf.presets import PRESETS, Preset
+from offseg_hf.zoo.presets import PRESETS, Preset
+from offseg_hf.zoo.results import load_results
 
 
 README = Path(__file__).parents[1] / "README.md"

@@ -79,7 +79,10 @@ def run_python(
 
 def run_script(path: Path, *arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """The same for a script of this repository, as `python path arguments` runs it; it may fail."""
-    script = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__')"
+    script = (
+        "import os, runpy, sys; sys.path[0] = os.path.dirname(sys.argv[0]); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     return run_python(script, *arguments, cwd=cwd, check=False, name=str(path), **environment)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from offseg_hf import OffSegForSemanticSegmentation
-from offseg_hf.data.scenes import SCENE_LABELS
+from offseg_hf.data.scenes.street import SCENE_LABELS
 from tests.tiny import tiny_config, tiny_processor
 
 

@@ -172,8 +172,7 @@ PRIVATE_NAMES = [
     PrivateName(
         "transformers",
         ("_init_weights", "_initialize_weights"),
-        "the official initialisation of our models, whose code is not transformers' own "
-        "(models/weight_initialization.py)",
+        "the official initialisation of our models, whose code is not transformers' own (models/modeling_utils.py)",
         initialize_weights,
         "find where transformers now decides which modules `_init_weights` sees; OffsetModelMixin can go if "
         "containers without parameters of their own are among them",

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from offseg_hf.conversion.convert import build_model
 from offseg_hf.conversion.keys import KeyTable, fit
 from offseg_hf.conversion.tables import OFFICIAL_TABLES
-from offseg_hf.presets import PRESETS
+from offseg_hf.zoo.presets import PRESETS
 
 
 every_preset = pytest.mark.parametrize("preset", PRESETS)

@@ -19,7 +19,7 @@ from transformers.models.swin.modeling_swin import SwinPatchMerging
 from offseg_hf import OffsetMask2FormerConfig, OffsetMask2FormerForUniversalSegmentation, load_pretrained
 from offseg_hf.conversion.convert import load_official_weights
 from offseg_hf.conversion.tables.mask2former import order_patch_merging
-from offseg_hf.presets import get_preset
+from offseg_hf.zoo.presets import get_preset
 from tests.comparison import assert_same_outputs
 from tests.models.test_modeling_offset_mask2former import ALIGNMENT_KEYS, SMALL, images, random_values, small_model
 

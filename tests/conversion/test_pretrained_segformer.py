@@ -15,7 +15,7 @@ from transformers import (
 
 from offseg_hf import OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation, load_pretrained
 from offseg_hf.conversion.convert import load_official_weights
-from offseg_hf.presets import get_preset
+from offseg_hf.zoo.presets import get_preset
 
 
 SMALL = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 2, 1], "num_attention_heads": [1, 2, 5, 8]}

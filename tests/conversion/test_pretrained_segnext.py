@@ -13,7 +13,7 @@ from offseg_hf import (
 from offseg_hf.conversion.convert import build_model, load_official_weights
 from offseg_hf.conversion.keys import fit
 from offseg_hf.conversion.tables.segnext import OFFICIAL
-from offseg_hf.presets import PRESETS, get_preset
+from offseg_hf.zoo.presets import PRESETS, get_preset
 from tests.comparison import assert_same_outputs
 from tests.parity.fill import official_keys, official_state_dict
 

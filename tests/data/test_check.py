@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from offseg_hf.cli import app
 from offseg_hf.data.check import SplitReport, check_segmentation_data, first_look
-from offseg_hf.data.datasets import load_segmentation_data
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.dataset import load_segmentation_data
+from offseg_hf.data.label_sets import LabelSet
 from tests.data import trees
 
 

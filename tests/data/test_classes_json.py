@@ -6,7 +6,7 @@ import json
 import pytest
 
 from offseg_hf.data.classes_json import classes_json, read_classes
-from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.label_sets import LABEL_SETS
 
 
 @pytest.fixture

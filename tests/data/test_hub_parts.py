@@ -42,8 +42,8 @@ DatasetDict(train=split(50, 4), val=split(50, 1)).push_to_hub("tester/parts", "s
 READ = """
 import json
 import sys
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data
-from offseg_hf.hub_errors import explain
+from offseg_hf.data.dataset import label_set_of, load_segmentation_data
+from offseg_hf.utils.hub_errors import explain
 
 results = []
 for name, split, options in json.loads(sys.argv[1]):

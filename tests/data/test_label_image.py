@@ -9,9 +9,9 @@ from datasets import Features
 from PIL import Image as PILImage
 
 from offseg_hf.data.classes_json import read_classes
-from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.data.label_image import LabelImage
-from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.label_sets import LABEL_SETS
 from tests.data import trees
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.data.layouts import IMAGE_ENDINGS, find_split, looks_like_split, read_layout
-from offseg_hf.segmentation import PHOTO_EXTENSIONS
+from offseg_hf.inference.files import PHOTO_EXTENSIONS
 from tests.data import trees
 
 

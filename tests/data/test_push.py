@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from datasets import load_dataset
 from huggingface_hub import HfApi
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data, sample_name
+from offseg_hf.data.dataset import label_set_of, load_segmentation_data, sample_name
 from offseg_hf.data.push import push_segmentation_data
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from offseg_hf.data.check import check_segmentation_data
-from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.data.label_image import LabelImage
-from offseg_hf.data.labels import LabelSet, distinct_colours
+from offseg_hf.data.label_sets import LabelSet, distinct_colours
 from offseg_hf.data.reading import PairReader, to_rgb
 from offseg_hf.data.training_set import TrainingSet
 from offseg_hf.data.transforms import TrainingTransform

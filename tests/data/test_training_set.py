@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from offseg_hf.data.label_image import LabelImage
-from offseg_hf.data.labels import LabelSet, distinct_colours
+from offseg_hf.data.label_sets import LabelSet, distinct_colours
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.data.transforms import TrainingTransform
 

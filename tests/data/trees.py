@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.label_sets import LABEL_SETS
 
 
 SIZE = (24, 16)  # width, height

@@ -26,14 +26,14 @@ from offseg_hf import (
     OffsetSegNextConfig,
     OffsetSegNextForSemanticSegmentation,
 )
-from offseg_hf.data.scenes import SCENE_LABELS, render_scene
+from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
 from offseg_hf.evaluation import evaluate
 from offseg_hf.hub.cards import official_card_files
-from offseg_hf.hub.results import load_results, model_cards_folder
 from offseg_hf.hub.training_card import shareable, training_card_files
-from offseg_hf.presets import PRESETS, get_preset
 from offseg_hf.training.loop import train
 from offseg_hf.training.recipe import load_recipe
+from offseg_hf.zoo.presets import PRESETS, get_preset
+from offseg_hf.zoo.results import load_results, model_cards_folder
 from tests.models.test_modeling_offset_mask2former import SMALL as MASK2FORMER
 from tests.models.test_modeling_offset_segformer import SMALL as SEGFORMER
 from tests.models.test_modeling_offset_segnext import SEGNEXT

@@ -56,8 +56,8 @@ import json
 import sys
 import numpy as np
 from datasets import load_dataset
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data
-from offseg_hf.hub_errors import is_temporary
+from offseg_hf.data.dataset import label_set_of, load_segmentation_data
+from offseg_hf.utils.hub_errors import is_temporary
 
 folder, name, tries = sys.argv[1:]
 arrays = {split: np.load(f"{folder}/{split}.npz") for split in ("train", "validation")}
@@ -91,7 +91,7 @@ import json
 import sys
 import numpy as np
 from datasets import config
-from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.dataset import load_segmentation_data
 
 config.STREAMING_READ_RETRY_INTERVAL = 0.1  # seconds, of five
 arrays = np.load(f"{sys.argv[1]}/train.npz")

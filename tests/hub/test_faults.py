@@ -167,7 +167,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSemanticSegmentation
 import offseg_hf
-from offseg_hf.hub_errors import is_temporary
+from offseg_hf.utils.hub_errors import is_temporary
 
 seen = []
 for name, cache, is_local in json.loads(sys.argv[1]):

@@ -13,7 +13,7 @@ import torch
 from offseg_hf import OffSegForSemanticSegmentation, OffSegImageProcessor, __version__
 from offseg_hf.conversion.convert import fitting_presets
 from offseg_hf.hub.publish import VerificationError, recognise, verify
-from offseg_hf.presets import PRESETS
+from offseg_hf.zoo.presets import PRESETS
 from tests.local_hub.faults import Answer, CutUpload
 from tests.parity.fill import official_keys, official_state_dict
 from tests.processes import run_client

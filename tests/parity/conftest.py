@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from offseg_hf.conversion.convert import load_official_weights
-from offseg_hf.presets import get_preset
+from offseg_hf.zoo.presets import get_preset
 from tests.parity.fill import official_state_dict
 
 

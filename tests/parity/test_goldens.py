@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 from offseg_hf.conversion.convert import build_model, load_official_weights
-from offseg_hf.presets import PRESETS, get_preset
+from offseg_hf.zoo.presets import PRESETS, get_preset
 from tests.parity.conftest import converted
 from tests.parity.fill import image, label_maps, official_keys, official_state_dict, rgb_image
 

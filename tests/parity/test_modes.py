@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation
-from offseg_hf.data.scenes import render_scene
-from offseg_hf.presets import get_preset
+from offseg_hf.data.scenes.street import render_scene
+from offseg_hf.zoo.presets import get_preset
 from tests.comparison import assert_same_gradients, assert_same_outputs
 from tests.parity.conftest import converted
 from tests.parity.fill import image

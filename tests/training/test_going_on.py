@@ -18,7 +18,7 @@ from offseg_hf import (
     OffsetMask2FormerForUniversalSegmentation,
     apply_offset_learning,
 )
-from offseg_hf.data.datasets import label_set_of
+from offseg_hf.data.dataset import label_set_of
 from offseg_hf.training.build import build_model, load_split, require_trainable
 from offseg_hf.training.going_on import class_axes, load_trained
 from offseg_hf.training.loop import train

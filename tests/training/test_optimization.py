@@ -25,7 +25,6 @@ from offseg_hf import apply_offset_learning
 from offseg_hf.conversion.convert import build_model
 from offseg_hf.conversion.keys import fit
 from offseg_hf.conversion.tables import OFFICIAL_TABLES
-from offseg_hf.presets import PRESETS
 from offseg_hf.training.optimization import (
     PARAMETER_RULES,
     build_optimizer,
@@ -35,6 +34,7 @@ from offseg_hf.training.optimization import (
     set_learning_rates,
 )
 from offseg_hf.training.recipe import ScheduleRecipe, load_recipe
+from offseg_hf.zoo.presets import PRESETS
 from tests.parity.fill import official_keys
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from offseg_hf.presets import PRESETS
 from offseg_hf.training.recipe import ModelRecipe, load_recipe, recipe_names
+from offseg_hf.zoo.presets import PRESETS
 
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -23,7 +23,7 @@ from transformers import (
 
 from offseg_hf import apply_offset_learning
 from offseg_hf.cli.console import _at_home, _message
-from offseg_hf.data.datasets import label_set_of
+from offseg_hf.data.dataset import label_set_of
 from offseg_hf.training.build import build_model, load_split, settings_without_effect
 from offseg_hf.training.checkpoint import save_checkpoint
 from offseg_hf.training.log import JsonLines, read_log

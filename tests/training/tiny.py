@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
-from offseg_hf.data.scene_folder import write_scenes
+from offseg_hf.data.scenes.folder import write_scenes
 from offseg_hf.training.recipe import Recipe, load_recipe
 
 

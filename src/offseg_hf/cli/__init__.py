@@ -69,7 +69,7 @@ def convert(
     The authors' checkpoints, and those of one's own trainings by the official code, on classes of one's own. Averaged
     weights (EMA) beside a state dict are left aside: mmengine's are in the state dict already.
     """
-    from offseg_hf.presets import get_preset
+    from offseg_hf.zoo.presets import get_preset
 
     get_preset(preset)  # a wrong name is an error before torch is imported
 
@@ -113,8 +113,9 @@ def segment(
     """
     import torch
 
-    from offseg_hf.segmentation import Segmenter, make_folder, plan
-    from offseg_hf.segmentation import segment as segment_jobs
+    from offseg_hf.inference.files import make_folder, plan
+    from offseg_hf.inference.files import segment as segment_jobs
+    from offseg_hf.inference.segmenter import Segmenter
 
     quiet_libraries()
     jobs, outcomes = plan(images, output, overwrite)
@@ -250,7 +251,7 @@ def evaluate(
 @command(app)
 def presets() -> None:
     """List the recipes: names, sizes, data sets and how they are tested."""
-    from offseg_hf.presets import PRESETS
+    from offseg_hf.zoo.presets import PRESETS
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("preset", no_wrap=True)

@@ -62,7 +62,7 @@ def _at_home(value: Any) -> Any:
 
 
 def _message(error: Exception) -> str:
-    from offseg_hf.hub_errors import explain, one_line
+    from offseg_hf.utils.hub_errors import explain, one_line
 
     if explanation := explain(error):
         return explanation

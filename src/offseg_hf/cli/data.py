@@ -38,7 +38,7 @@ def check(
     Files are read as training reads them. Notes are on what may be meant otherwise, such as a class without pixels.
     """
     from offseg_hf.data.check import check_segmentation_data
-    from offseg_hf.data.texts import printable
+    from offseg_hf.utils.texts import printable
 
     quiet_libraries()
     with progress_bar() as progress:
@@ -117,7 +117,7 @@ def scenes(
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
 ) -> None:
     """Write generated street scenes with exact label maps, always the same: data without any download."""
-    from offseg_hf.data.scene_folder import write_scenes
+    from offseg_hf.data.scenes.folder import write_scenes
 
     with progress_bar() as progress:
         task = progress.add_task("", total=train + val)

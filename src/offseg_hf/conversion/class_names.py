@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from offseg_hf.data.classes_json import read_classes
-from offseg_hf.data.labels import LABEL_SETS
+from offseg_hf.data.label_sets import LABEL_SETS
 
 
 def read_names(text: str) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from offseg_hf import auto_model_class
 from offseg_hf.conversion.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from offseg_hf.conversion.keys import Fit, KeyTable, fit, fit_any, has_own_names, other_num_classes, without_prefixes
-from offseg_hf.conversion.output import new_folder
 from offseg_hf.conversion.tables import OFFICIAL_TABLES, PRETRAINED_FORMS
-from offseg_hf.presets import PRESETS, Preset, get_preset
+from offseg_hf.utils.files import new_folder
+from offseg_hf.zoo.presets import PRESETS, Preset, get_preset
+from offseg_hf.zoo.registration import auto_model_class
 
 
 SAMPLED = 25  # one key in so many tells most presets apart

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from offseg_hf.conversion.checkpoint import CheckpointError, read_checkpoint
 from offseg_hf.conversion.keys import OWN_TABLE, Fit, fit, has_own_names, other_num_classes, without_prefixes
 from offseg_hf.conversion.tables import OFFICIAL_MARKERS, OFFICIAL_TABLES, PRETRAINED_FORMS
-from offseg_hf.hub_errors import explain, is_temporary
+from offseg_hf.utils.hub_errors import explain, is_temporary
 
 
 ATTENTION_BIASES = r"encoder\..*\.attention_bias\.table"  # of a grid that follows from `image_size`

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from offseg_hf.data.classes_json import FILE_NAME
-from offseg_hf.data.datasets import (
+from offseg_hf.data.dataset import (
     ReadingOptions,
     dataset_of,
     label_set_of,
@@ -19,10 +19,10 @@ from offseg_hf.data.datasets import (
     resolve_labels,
     select_files,
 )
-from offseg_hf.data.labels import LABEL_SETS, LabelSet
+from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import Problem, read_layout
 from offseg_hf.data.reading import PairReader
-from offseg_hf.data.sources import source_folder
+from offseg_hf.data.source import source_folder
 
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from offseg_hf.data.labels import IGNORE_INDEX, LabelSet, distinct_colours
-from offseg_hf.data.texts import expand, is_utf8, printable, read_text
+from offseg_hf.data.label_sets import IGNORE_INDEX, LabelSet, distinct_colours
+from offseg_hf.utils.texts import expand, is_utf8, printable, read_text
 
 
 FILE_NAME = "classes.json"

@@ -16,8 +16,8 @@ from datasets import Image
 from datasets.features.features import register_feature
 from PIL import Image as PILImage
 
-from offseg_hf.data.labels import IGNORE_INDEX, LABEL_SETS, LabelSet
-from offseg_hf.data.texts import printable, reading_error
+from offseg_hf.data.label_sets import IGNORE_INDEX, LABEL_SETS, LabelSet
+from offseg_hf.utils.texts import printable, reading_error
 
 
 ONE_CHANNEL = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N", "I")

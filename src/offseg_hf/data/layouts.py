@@ -27,8 +27,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 from offseg_hf.data.classes_json import FILE_NAME, read_classes
-from offseg_hf.data.labels import LABEL_SETS, LabelSet
-from offseg_hf.data.texts import is_utf8, printable, read_text
+from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
+from offseg_hf.utils.texts import is_utf8, printable, read_text
 
 
 SPLITS = {  # in lower case

@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Unpack
 
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
-from offseg_hf.data.datasets import ReadingOptions, label_set_of, load_segmentation_data
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.dataset import ReadingOptions, label_set_of, load_segmentation_data
+from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.data.reading import PairReader
 
 
@@ -21,7 +21,7 @@ Semantic segmentation, {count} classes. `image` is the photo, `label` the map of
 is no class. Names and colours are in `{file_name}`, in the order of the ids.
 
 ```python
-from offseg_hf.data.datasets import load_segmentation_data
+from offseg_hf.data.dataset import load_segmentation_data
 
 dataset = load_segmentation_data("{repository}")
 ```

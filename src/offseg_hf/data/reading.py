@@ -13,8 +13,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from offseg_hf.data.layouts import Problem
-from offseg_hf.data.texts import reading_error
 from offseg_hf.models.image_operations import read_image
+from offseg_hf.utils.texts import reading_error
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from offseg_hf.data.datasets import label_set_of, sample_name
+from offseg_hf.data.dataset import label_set_of, sample_name
 from offseg_hf.data.reading import PairReader
 from offseg_hf.data.transforms import TrainingTransform
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import ChannelDimension
 
-from offseg_hf.data.labels import IGNORE_INDEX
+from offseg_hf.data.label_sets import IGNORE_INDEX
 from offseg_hf.data.photometric import distort, sample_distortion
 from offseg_hf.models.image_operations import (
     fixed_point,

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.pictures import draw_comparison
 from offseg_hf.evaluation.samples import Sample, SampleReader
-from offseg_hf.metrics import MeanIoU
 
 
 SECONDS_BETWEEN_SAVES = 10.0

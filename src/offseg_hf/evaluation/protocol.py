@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor
 
-from offseg_hf.data.datasets import label_set_of
+from offseg_hf.data.dataset import label_set_of
+from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.prediction import predict
 from offseg_hf.evaluation.samples import Sample, SampleReader, load_samples
-from offseg_hf.hub_errors import reason
-from offseg_hf.metrics import MeanIoU
+from offseg_hf.utils.hub_errors import reason
 
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from offseg_hf import __version__
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.label_sets import LabelSet
 
 
 MEANS = ("mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall")

@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor, BatchFeature
 
 from offseg_hf.data.reading import PairReader
 from offseg_hf.evaluation.prediction import prepare
-from offseg_hf.hub_errors import reason
+from offseg_hf.utils.hub_errors import reason
 
 
 if TYPE_CHECKING:

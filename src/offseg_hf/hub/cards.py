@@ -11,10 +11,10 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import PreTrainedConfig
 
-from offseg_hf import auto_model_class
 from offseg_hf.hub.repository import CARD
-from offseg_hf.hub.results import DataSet, Family, Paper, Result, load_results, model_cards_folder
-from offseg_hf.presets import Preset, Protocol
+from offseg_hf.zoo.presets import Preset, Protocol
+from offseg_hf.zoo.registration import auto_model_class
+from offseg_hf.zoo.results import DataSet, Family, Paper, Result, load_results, model_cards_folder
 
 
 OFFICIAL_URL = "https://github.com/HVision-NKU/OffSeg"

@@ -11,14 +11,14 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
-from offseg_hf import auto_model_class
 from offseg_hf.conversion.checkpoint import open_checkpoint, read_checkpoint
 from offseg_hf.conversion.convert import describe_misfit, fitting_presets, load_official_weights, same_names
-from offseg_hf.data.scenes import render_scene
+from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.repository import Changes, commit, find_changes, read_state, tag_version
-from offseg_hf.hub_errors import reason
-from offseg_hf.presets import Preset, get_preset
+from offseg_hf.utils.hub_errors import reason
+from offseg_hf.zoo.presets import Preset, get_preset
+from offseg_hf.zoo.registration import auto_model_class
 
 
 SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors"}

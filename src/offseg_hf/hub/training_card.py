@@ -18,16 +18,21 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
-from offseg_hf import register
-from offseg_hf.data.labels import LABEL_SETS
-from offseg_hf.data.scenes import SCENE_LABELS
+from offseg_hf.data.label_sets import LABEL_SETS
+from offseg_hf.data.scenes.street import SCENE_LABELS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
-from offseg_hf.hub_errors import reason
-from offseg_hf.run_folder import ENVIRONMENT_FILE, LOG_FILE, RECIPE_FILE, STATE_FILE, file_digests
+from offseg_hf.utils.files import file_digests
+from offseg_hf.utils.hub_errors import reason
 from offseg_hf.visualization import draw_plots, training_plots
+from offseg_hf.zoo.registration import register
 
 
+# What lies in a training's folder.
+RECIPE_FILE = "recipe.yaml"
+LOG_FILE = "log.jsonl"  # a line of JSON per report
+ENVIRONMENT_FILE = "environment.json"
+STATE_FILE = "training_state.pt"  # beside the model, in the folder of each checkpoint
 CURVES = "training_curves.png"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")

@@ -16,11 +16,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from offseg_hf import auto_model_class, register
-from offseg_hf.data.datasets import label_set_of, load_segmentation_data, sample_name
-from offseg_hf.data.labels import LabelSet
+from offseg_hf.data.dataset import label_set_of, load_segmentation_data, sample_name
+from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
-from offseg_hf.hub_errors import one_line
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
 from offseg_hf.training.interruption import ignore_signals
@@ -28,6 +26,8 @@ from offseg_hf.training.optimization import OFFSETS, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
 from offseg_hf.training.settings_errors import check_types, named_settings
 from offseg_hf.training.values import require_known
+from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.zoo.registration import auto_model_class, register
 
 
 if TYPE_CHECKING:

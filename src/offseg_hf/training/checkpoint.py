@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from offseg_hf.data.labels import LabelSet
-from offseg_hf.hub_errors import one_line
-from offseg_hf.run_folder import STATE_FILE
+from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.hub.training_card import STATE_FILE
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.values import flat
+from offseg_hf.utils.hub_errors import one_line
 
 
 CHECKPOINTS = ("last", "best")

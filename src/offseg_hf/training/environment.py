@@ -12,7 +12,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from offseg_hf.evaluation.outputs import write_json
 from offseg_hf.evaluation.report import environment
-from offseg_hf.run_folder import ENVIRONMENT_FILE
+from offseg_hf.hub.training_card import ENVIRONMENT_FILE
 
 
 PRECISIONS = ("no", "fp16", "bf16")

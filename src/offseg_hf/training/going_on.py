@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from offseg_hf import auto_model_class
-from offseg_hf.data.labels import LabelSet, plain_name
+from offseg_hf.data.label_sets import LabelSet, plain_name
 from offseg_hf.training.settings_errors import named_settings
 from offseg_hf.training.values import require_known
+from offseg_hf.zoo.registration import auto_model_class
 
 
 SEGMENTERS = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING)

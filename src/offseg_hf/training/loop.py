@@ -21,11 +21,10 @@ from transformers import PreTrainedModel
 
 from offseg_hf.conversion import load_pretrained
 from offseg_hf.data.check import first_look
-from offseg_hf.data.datasets import label_set_of, sample_name
+from offseg_hf.data.dataset import label_set_of, sample_name
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.evaluation import evaluate_model
-from offseg_hf.hub_errors import one_line
-from offseg_hf.run_folder import LOG_FILE, RECIPE_FILE
+from offseg_hf.hub.training_card import LOG_FILE, RECIPE_FILE
 from offseg_hf.training.build import (
     SampleError,
     build_model,
@@ -63,6 +62,7 @@ from offseg_hf.training.publication import Publication
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.settings_errors import named_settings
 from offseg_hf.training.state import Progress, WeightAverage, seed_generators
+from offseg_hf.utils.hub_errors import one_line
 
 
 INITIALIZATION, ITERATION = range(2)  # what random numbers are drawn for

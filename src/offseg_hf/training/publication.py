@@ -7,8 +7,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
 from offseg_hf.hub.push import push_model, writable_name
-from offseg_hf.hub_errors import is_temporary, reason
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.utils.hub_errors import is_temporary, reason
 
 
 class PublicationError(OSError):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offseg_hf.data.transforms import TrainingTransform
-from offseg_hf.presets import Preset, get_preset
 from offseg_hf.training.values import (
     construct,
     dump_yaml,
@@ -32,6 +31,7 @@ from offseg_hf.training.values import (
     typed,
     without,
 )
+from offseg_hf.zoo.presets import Preset, get_preset
 
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Pictures of label maps, over their photo or alone, and of the curves of trainings."""
 
-from offseg_hf.visualization.curves import draw_plots, training_plots
 from offseg_hf.visualization.label_maps import (
     Palette,
     class_shares,
@@ -9,6 +8,7 @@ from offseg_hf.visualization.label_maps import (
     label_image,
     palette_for,
 )
+from offseg_hf.visualization.plots import draw_plots, training_plots
 from offseg_hf.visualization.style import BACKGROUND, FAINT_TEXT, TEXT
 
 

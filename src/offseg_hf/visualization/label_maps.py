@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from offseg_hf.data.labels import LABEL_SETS, distinct_colours
-from offseg_hf.data.scenes import SCENE_LABELS
+from offseg_hf.data.label_sets import LABEL_SETS, distinct_colours
+from offseg_hf.data.scenes.street import SCENE_LABELS
 from offseg_hf.visualization.style import BACKGROUND, FAINT_TEXT, LINE, TEXT
 
 

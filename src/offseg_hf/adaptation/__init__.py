@@ -1,0 +1,1 @@
+"""Offset learning for models that exist."""

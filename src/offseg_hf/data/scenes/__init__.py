@@ -1,0 +1,1 @@
+"""Generated street scenes with exact label maps: data without any download."""

@@ -1,0 +1,227 @@
+"""What a user gives as the source of data: a folder or the name of a data set on the Hub, opened, or why it cannot be.
+
+`datasets` answers a mistyped path by what it did last, which is to ask the Hub for it. Here what looks like a path is
+one, and is never asked for; of a name that may be either, the Hub's answer is told together with the folders nearby.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offseg_hf.data.classes_json import FILE_NAME, read_classes
+from offseg_hf.data.hub_splits import known_configuration, load_from_hub
+from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.data.layouts import LAYOUTS, SPLITS, is_layout, looks_like_split
+from offseg_hf.utils.texts import expand, is_utf8, printable
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+SHOWN_NAMES = 8
+SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.parquet")  # as `push_to_hub` names files
+
+
+def source_folder(source: object) -> Path | None:
+    """The folder that a source is; None if it is something else, such as a name on the Hub.
+
+    `~` is expanded. Raises ValueError for a path where no folder is, and for one whose name is no text.
+    """
+    if not isinstance(source, str | Path):
+        return None
+    path = expand(source)
+    if path.is_dir() and str(source):
+        if not is_utf8(str(path.absolute())):
+            raise ValueError(printable(f"{path.absolute()}: its name is no UTF-8, which tables need: rename it"))
+        return path
+    if isinstance(source, Path) or path.exists() or not _may_be_on_hub(source):
+        raise ValueError(printable(_no_folder(str(source))))
+    return None
+
+
+def open_folder(folder: Path, config_name: str | None, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
+    """A folder written by `save_to_disk`, or of parquet files; ValueError if it is neither, or a file is broken."""
+    from datasets import load_dataset, load_from_disk
+
+    from offseg_hf.data import label_image  # noqa: F401 - its type of columns may be in the files
+
+    place = str(folder.absolute())  # what is opened later is there still after a chdir
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return load_from_disk(place)
+    files = sorted(path for path in folder.rglob("*.parquet") if not _is_hidden(path.relative_to(folder)))
+    if not files:
+        raise ValueError(printable(_no_layout(folder)))
+    for path in files:
+        _require_parquet(path)
+    if config_name is None and not (folder / "README.md").is_file():  # which may say what belongs where
+        paths = {
+            split: [glob.escape(str(path.absolute())) for path in parts]
+            for split, parts in _parquet_splits(folder, files).items()
+        }
+        return load_dataset("parquet", data_files=paths, streaming=streaming)
+    if glob.has_magic(place):
+        raise ValueError(f"{folder}: expected a path without * ? [, which `datasets` takes for patterns: rename it")
+    with known_configuration(str(folder), config_name):
+        return load_dataset(place, config_name, streaming=streaming)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _parquet_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split by the words in their names, or else in those of their folders; all "train" without.
+
+    As `datasets` does it, but in any case, and without taking what speaks of a split otherwise for "train".
+    """
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        if shard := SHARD.fullmatch(path.relative_to(folder).as_posix()):
+            splits.setdefault(shard[1], []).append(path)
+    if splits:
+        return splits
+    loose = []
+    for path in files:
+        inner = path.relative_to(folder)
+        parts = (inner.stem, *reversed(inner.parts[:-1]))
+        found = sorted(next((words for part in parts if (words := _splits_in(part))), ()))
+        if len(found) > 1:
+            raise ValueError(f"{path}: expected the name of one split in its name, got {' and '.join(found)}")
+        if not found and any(map(looks_like_split, parts)):
+            raise ValueError(f"{path}: looks like a split, expected train, val or test as a word of its name")
+        (splits.setdefault(found[0], []) if found else loose).append(path)
+    order = [*dict.fromkeys(SPLITS.values())]
+    return {split: splits[split] for split in order if split in splits} or {"train": loose}
+
+
+def _splits_in(name: str) -> set[str]:
+    known = SPLITS | {"eval": "test", "evaluation": "test"}
+    return {known[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in known}
+
+
+def open_on_hub(
+    name: str, split: str | None, config_name: str | None, revision: str | None, streaming: bool
+) -> DatasetDict | IterableDatasetDict:
+    """A data set on the Hub, with one split if it is named and would have to be downloaded.
+
+    Raises ValueError if it cannot be had; its cause is the error of the client.
+    """
+    from datasets.exceptions import DatasetNotFoundError, FileNotFoundDatasetsError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from offseg_hf.data import label_image  # noqa: F401 - as in folders
+
+    try:
+        with known_configuration(name, config_name):
+            return load_from_hub(name, split, config_name, revision, streaming)
+    except (DatasetNotFoundError, ConnectionError, LocalEntryNotFoundError) as error:
+        near = _near(Path(name))
+        hint = f" (did you mean {near}?)" if near else ""
+        is_folder = near or "/" not in name  # most likely, and then the Hub's answer is no reason
+        raise ValueError(f"{name}: no such folder{hint}, and {error}") from None if is_folder else error
+    except FileNotFoundDatasetsError as error:
+        raise ValueError(
+            f"{name}: expected a data set of parquet files or images on the Hub, got one without files that "
+            f"`datasets` reads ({error}); download it, and give the folder"
+        ) from error
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: its data comes by a script, which `datasets` does not run any more; download the data where "
+            "its authors publish it and give the folder, or name a copy of it in parquet files"
+        ) from error
+
+
+def classes_beside(source: str | Path, revision: str | None) -> LabelSet | None:
+    """The classes.json of a folder or of a data set's repository on the Hub; None if there is none.
+
+    Raises ValueError if nobody knows, its cause the error of the client.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if isinstance(source, Path):
+        path = source / FILE_NAME
+        return read_classes(path) if path.is_file() else None
+    try:
+        return read_classes(hf_hub_download(source, FILE_NAME, repo_type="dataset", revision=revision))
+    except LocalEntryNotFoundError as error:  # no connection
+        cached = try_to_load_from_cache(source, FILE_NAME, repo_type="dataset", revision=revision)
+        if cached is not None:  # no path either, or there were no error: known not to exist
+            return None
+        raise ValueError(f"{source}: its {FILE_NAME} cannot be downloaded: {error}") from error
+    except EntryNotFoundError:
+        return None
+
+
+def _may_be_on_hub(source: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _no_folder(source: str) -> str:
+    path, wanted = expand(source), "expected a folder, or the name of a data set on the Hub (user/name)"
+    if not source:
+        return f"{wanted}, got nothing"
+    if path.exists():
+        return f"{source}: {wanted}, got a file; give the folder it is in, or unpack it first if it is an archive"
+    if near := _near(path):
+        return f"{source}: no such folder (did you mean {near}?)"
+    above = next((folder for folder in path.parents if folder.is_dir()), Path())
+    return f"{source}: no such folder, in {above}/ there is {_listing(above)}; {wanted}"
+
+
+def _near(path: Path) -> Path | None:
+    """A folder of nearly this path: the first part of it that does not exist, replaced by the name most like it."""
+    missing = next(part for part in (*reversed(path.parents), path) if not part.is_dir())
+    if not missing.parent.is_dir():
+        return None
+    names = {entry.name.lower(): entry for entry in missing.parent.iterdir() if entry.is_dir()}
+    alike = get_close_matches(missing.name.lower(), names, n=1)
+    if not alike:
+        return None
+    whole = names[alike[0]] / path.relative_to(missing)
+    return whole if whole.is_dir() else None
+
+
+def _no_layout(folder: Path) -> str:
+    """What was looked for in a folder and what is there; and if the right one is next to it, which."""
+    found = f"found {_listing(folder)}"
+    names = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
+    if {"images", "masks"} <= names:
+        return (
+            f"{folder}: expected a {FILE_NAME} beside images/ and masks/, {found}; write one, such as "
+            f'{{"classes": ["sky", "road"]}} (see offseg_hf.data.classes_json), or pass labels'
+        )
+    around = [folder.parent, *sorted(entry for entry in folder.iterdir() if entry.is_dir())]
+    right = next((place for place in around if is_layout(place)), None)
+    hint = f"did you mean {right}?" if right else "see offseg_hf.data.layouts"
+    known = ", ".join(f"{needed} ({name})" for name, needed, _, _ in LAYOUTS)
+    return f"{folder}: expected {known}, or parquet files; {found} ({hint})"
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(names[:SHOWN_NAMES] + ["..."] * (len(names) > SHOWN_NAMES)) or "nothing"
+
+
+def _require_parquet(path: Path) -> None:
+    """Raise ValueError, with the name that `datasets` leaves out, if a file has no readable footer."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        pyarrow.parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: expected a parquet file, got one that cannot be read: {error}") from error

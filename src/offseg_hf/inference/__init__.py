@@ -1,0 +1,1 @@
+"""From a photo to its label map, with a loaded model."""

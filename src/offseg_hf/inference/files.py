@@ -1,0 +1,202 @@
+"""Segmenting files: photos on disk to label maps, overlays and class shares on disk.
+
+`plan` finds the photos and names their outputs, `Segmenter` is a loaded model, `segment` does the work file by file:
+
+    jobs, outcomes = plan(["photos/", "extra/*.jpg"], output=Path("out"))
+    for outcome in segment(jobs, Segmenter("hvision/offseg-t-ade")):
+        print(outcome)
+
+Of `photos/beach/sun.jpg` come, in `out/beach/`:
+- `sun_labels.png`, as large as the upright photo: pixel values are class ids, shown in the colours of the classes
+  (a paletted PNG: `numpy.asarray(PIL.Image.open(path))` gives the ids);
+- `sun_overlay.png`, the photo under its label map, with a legend;
+- `sun_classes.json`: file, width, height, and of each class present its id, name, number of pixels and share.
+"""
+
+import glob
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from offseg_hf.data.reading import to_rgb
+from offseg_hf.inference.segmenter import Segmenter
+from offseg_hf.utils.hub_errors import reason
+from offseg_hf.visualization import class_shares, draw_overlay, label_image
+
+
+# What counts as a photo in folders and patterns. Pillow's own list has .pdf and .mpg in it.
+PHOTO_EXTENSIONS = tuple(".jpg .jpeg .jfif .png .webp .avif .tif .tiff .bmp .gif .jp2 .ppm .pgm .pbm .tga".split())
+OUTPUT_SUFFIXES = ("_labels.png", "_overlay.png", "_classes.json")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo, and what its outputs are called: `name` plus each of `OUTPUT_SUFFIXES`."""
+
+    source: Path
+    name: Path
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.name.with_name(self.name.name + suffix) for suffix in OUTPUT_SUFFIXES]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input: written, kept because it has outputs already (nothing was computed), or failed."""
+
+    source: str
+    status: Literal["written", "kept", "failed"]
+    message: str
+
+
+# -- finding the photos -----------------------------------------------------------------------------------------------
+
+
+def plan(inputs: Iterable[str | Path], output: Path, overwrite: bool = False) -> tuple[list[Job], list[Outcome]]:
+    """The photos that `inputs` name and that are to be segmented, and the outcomes that are certain before.
+
+    inputs: files, folders (searched with their subfolders, which the outputs mirror) and glob patterns, `**` included.
+        Folders and patterns yield the files with one of `PHOTO_EXTENSIONS`; a file named outright is always tried.
+    output: the folder of the outputs. What `segment` wrote there is not taken for a photo.
+    overwrite: photos with an existing output are otherwise kept as they are.
+
+    An input that yields nothing becomes a failed outcome. A photo named twice is segmented once; photos that would
+    share their outputs get longer names: `cat.jpg` and `cat.png`, then `a/cat.jpg` and `b/cat.jpg`.
+    """
+    photos: dict[Path, Path] = {}  # resolved path -> path below the input that named it
+    shown: dict[Path, Path] = {}  # resolved path -> path as the user would write it
+    outcomes = []
+    for text in map(str, inputs):
+        found = _find(text, output)
+        if isinstance(found, str):
+            outcomes.append(Outcome(text, "failed", found))
+            continue
+        for path, relative in found:
+            photos.setdefault(path.resolve(), relative)
+            shown.setdefault(path.resolve(), path)
+
+    jobs = []
+    for path, name in _unique_names(photos).items():
+        job = Job(shown[path], output / name)
+        existing = [file for file in job.outputs if file.exists()]
+        if any(file.resolve() in photos for file in existing):
+            outcomes.append(Outcome(str(job.source), "failed", f"its output {existing[0]} is one of the inputs"))
+        elif existing and not overwrite:
+            outcomes.append(Outcome(str(job.source), "kept", f"{existing[0]} exists"))
+        else:
+            jobs.append(job)
+    return jobs, outcomes
+
+
+def _find(text: str, output: Path) -> list[tuple[Path, Path]] | str:
+    """Photos as (path, path below the folder searched), or why there are none."""
+    path = Path(text)
+    if path.is_dir():
+        found = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if _is_photo(file, output)]
+        return found or f"no images in this folder (looked for {' '.join(PHOTO_EXTENSIONS)})"
+    if path.exists():
+        return [(path, Path(path.name))]
+    if glob.has_magic(text):
+        files = sorted(map(Path, glob.glob(text, recursive=True)))
+        found = [(file, Path(file.name)) for file in files if _is_photo(file, output)]
+        return found or "no image matches this pattern"
+    return "no such file or folder"
+
+
+def _is_photo(path: Path, output: Path) -> bool:
+    if path.suffix.lower() not in PHOTO_EXTENSIONS or not path.is_file():
+        return False
+    own = path.name.endswith(OUTPUT_SUFFIXES) and path.resolve().is_relative_to(output.resolve())
+    return not own and not path.name.startswith(".")
+
+
+def _unique_names(photos: dict[Path, Path]) -> dict[Path, Path]:
+    """Per photo the shortest name that no other one has: without extension, with it, with more and more parents."""
+    level = dict.fromkeys(photos, 0)
+
+    def name(path: Path) -> Path:
+        if level[path] == 0:
+            return photos[path].with_suffix("")
+        if level[path] == 1:
+            return photos[path]
+        return Path(*path.parts[1:][-level[path] :])
+
+    while True:
+        names = {path: name(path) for path in photos}
+        # Upper and lower case are one on some file systems.
+        count = Counter(str(name).casefold() for name in names.values())
+        shared = [path for path, name in names.items() if count[str(name).casefold()] > 1]
+        if not shared or all(level[path] > len(path.parts) for path in shared):
+            return names
+        for path in shared:
+            level[path] += 1
+
+
+# -- segmenting them --------------------------------------------------------------------------------------------------
+
+
+def segment(jobs: Sequence[Job], segmenter: Segmenter, opacity: float = 0.6) -> Iterator[Outcome]:
+    """Segment the photos one by one; a photo that cannot be read or written is reported, and the others are done.
+
+    opacity: of the overlay, in 0..1. The outputs of a photo appear together and whole, or not at all.
+    """
+    for job in jobs:
+        try:
+            _segment_file(job, segmenter, opacity)
+        except Exception as error:  # of the disk, and of a model that cannot take photos of every size
+            yield Outcome(str(job.source), "failed", reason(error))
+        else:
+            yield Outcome(str(job.source), "written", str(job.outputs[0]))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder, if need be, and try whether files can be written in it; raises OSError that says why not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else error.strerror
+        raise OSError(f"cannot write to the folder {path}: {reason}") from error
+
+
+def read_photo(path: Path) -> Image.Image:
+    """The photo in `path` as upright RGB, as the image processor sees it; raises ValueError if it is not an image."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # to_rgb leaves what is RGB as it is, to be read when the file is closed
+            return to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files
+        raise ValueError(f"cannot be read as an image: {reason(error)}") from error
+
+
+def _segment_file(job: Job, segmenter: Segmenter, opacity: float) -> None:
+    photo = read_photo(job.source)
+    label_map = segmenter(photo)
+    names, palette = segmenter.names, segmenter.palette
+    shares = {
+        "file": str(job.source),
+        "width": photo.width,
+        "height": photo.height,
+        "classes": [
+            {"id": index, "name": names[index], "pixels": pixels, "share": round(share, 6)}
+            for index, pixels, share in class_shares(label_map, len(names))
+        ],
+    }
+    folder = job.name.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".offseg-", dir=folder) as scratch:
+        whole = [Path(scratch, file.name) for file in job.outputs]
+        label_image(label_map, palette).save(whole[0])
+        draw_overlay(photo, label_map, names, palette, opacity).save(whole[1])
+        whole[2].write_text(json.dumps(shares, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for file, target in zip(whole, job.outputs):
+            os.replace(file, target)

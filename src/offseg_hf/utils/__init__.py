@@ -1,0 +1,1 @@
+"""Files, texts and errors: what is not about segmentation."""

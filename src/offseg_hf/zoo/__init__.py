@@ -1,0 +1,1 @@
+"""The families and the presets: what there is of each, once."""
