@@ -22,7 +22,7 @@ from PIL import Image
 
 from offseg_hf.training.log import read_log
 from offseg_hf.training.recipe import load_recipe
-from offseg_hf.training.values import dump_yaml
+from offseg_hf.utils.yaml_files import dump_yaml
 from offseg_hf.visualization import draw_plots
 
 

@@ -27,7 +27,7 @@ def zoo_table() -> str:
     """A row per preset."""
     rows, table = [], load_results()
     for name, preset in PRESETS.items():
-        result, _, data_set = table.of(preset)
+        result, data_set = table.of(preset)
         parameters = f"{preset.num_parameters / 1e6:.1f} M"
         without = "" if result.without is None else f"{result.without.miou:.1f}"
         image = "x".join(map(str, data_set.image_size))
@@ -52,7 +52,7 @@ def count_gmacs(preset: Preset) -> float:
         model = build_model(preset).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # of nothing: some code asks for the device
-        pixel_values = torch.empty(1, 3, *load_results().data_sets[preset.data].image_size)
+        pixel_values = torch.empty(1, 3, *load_results().data_sets[preset.label_set].image_size)
         return count_macs(lambda: model(pixel_values)) / 1e9
 
 

@@ -32,6 +32,7 @@ from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.training_card import shareable, training_card_files
 from offseg_hf.training.loop import train
 from offseg_hf.training.recipe import load_recipe
+from offseg_hf.zoo.families import FAMILIES
 from offseg_hf.zoo.presets import PRESETS, get_preset
 from offseg_hf.zoo.results import load_results, model_cards_folder
 from tests.models.test_modeling_offset_mask2former import SMALL as MASK2FORMER
@@ -61,7 +62,8 @@ def sections(card: str) -> list[str]:
 def test_official_card_is_valid(name):
     """huggingface_hub reads back what was written, down to the last byte, and finds the paper's figure as such."""
     preset = get_preset(name)
-    result, family, data_set = load_results().of(preset)
+    family = FAMILIES[preset.family]
+    result, data_set = load_results().of(preset)
     files = official_card_files(preset, f"hvision/{name}")
     text = files.pop("README.md")
     card = ModelCard(text)
@@ -78,7 +80,7 @@ def test_official_card_is_valid(name):
     assert found.source_url == "https://arxiv.org/abs/2508.08811"
     assert data.datasets == ([data_set.hub_id] if data_set.hub_id else None)
 
-    assert files.keys() == ({".eval_results/ade.yaml"} if preset.data == "ade" else set())
+    assert files.keys() == ({".eval_results/ade.yaml"} if preset.label_set == "ade" else set())
     for entries in files.values():
         (entry,) = parse_eval_result_entries(yaml.safe_load(entries))
         assert (entry.dataset_id, entry.value) == (data_set.hub_id, result.miou)

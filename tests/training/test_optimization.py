@@ -26,7 +26,6 @@ from offseg_hf.conversion.convert import build_model
 from offseg_hf.conversion.keys import fit
 from offseg_hf.conversion.tables import OFFICIAL_TABLES
 from offseg_hf.training.optimization import (
-    PARAMETER_RULES,
     build_optimizer,
     learning_rate_factor,
     optimizer_groups,
@@ -107,10 +106,6 @@ def test_other_sizes_follow_the_official_rules(preset):
     assert {name: list(pair) for name, pair in ours.items()} == {
         name: official_multipliers(key) for name, key in origins(preset).items()
     }
-
-
-def test_every_family_has_rules():
-    assert PARAMETER_RULES.keys() == OFFICIAL_TABLES.keys()
 
 
 @pytest.mark.parametrize("preset", GROUPS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from offseg_hf.training.recipe import ModelRecipe, load_recipe, recipe_names
+from offseg_hf.training.recipe import ModelRecipe, load_recipe
 from offseg_hf.zoo.presets import PRESETS
 
 
@@ -70,13 +70,13 @@ def write(tmp_path, monkeypatch):
 
 
 def test_every_preset_has_a_recipe():
-    assert recipe_names() == sorted(PRESETS)
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(PRESETS)
 
 
 @every_recipe
 def test_official_figures(name):
     preset, recipe = PRESETS[name], load_recipe(name)
-    root, scale, crop, batch_size, iterations = DATA[preset.data]
+    root, scale, crop, batch_size, iterations = DATA[preset.label_set]
     universal = preset.family == "mask2former"
 
     assert recipe.name == recipe.model.preset == name

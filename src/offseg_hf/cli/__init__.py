@@ -258,9 +258,8 @@ def presets() -> None:
     for title in ("parameters", "classes", "resized to", "windows"):
         table.add_column(title, justify="right" if title in ("parameters", "classes") else "left")
     for preset in PRESETS.values():
-        protocol = preset.protocol
-        size = f"{protocol.scale[0]}x{protocol.scale[1]}"
-        windows = f"{protocol.window}/{protocol.stride}" if protocol.window else "whole"
+        size = f"{preset.scale[0]}x{preset.scale[1]}"
+        windows = f"{preset.window}/{preset.stride}" if preset.window else "whole"
         parameters = f"{preset.num_parameters / 1e6:.2f} M"
         table.add_row(preset.name, parameters, str(len(preset.labels)), size, windows)
     stdout.print(table)

@@ -12,9 +12,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from transformers import PreTrainedConfig
 
 from offseg_hf.hub.repository import CARD
-from offseg_hf.zoo.presets import Preset, Protocol
+from offseg_hf.zoo.families import FAMILIES, Family
+from offseg_hf.zoo.presets import Preset
 from offseg_hf.zoo.registration import auto_model_class
-from offseg_hf.zoo.results import DataSet, Family, Paper, Result, load_results, model_cards_folder
+from offseg_hf.zoo.results import DataSet, Paper, Result, load_results, model_cards_folder
 
 
 OFFICIAL_URL = "https://github.com/HVision-NKU/OffSeg"
@@ -26,7 +27,8 @@ TASK = "image-segmentation"
 def official_card_files(preset: Preset, repository: str) -> dict[str, str]:
     """Path in the repository -> text, of all that says on the Hub what an official model is."""
     table = load_results()
-    result, family, data_set = table.of(preset)
+    family = FAMILIES[preset.family]
+    result, data_set = table.of(preset)
     config = preset.config()
     base_model = family.base_models.get(preset.size)
     values = {
@@ -41,7 +43,7 @@ def official_card_files(preset: Preset, repository: str) -> dict[str, str]:
         "base_model": base_model,
         "num_parameters": preset.num_parameters,
         "image_size": "x".join(map(str, data_set.image_size)),
-        "protocol": _protocol(preset.protocol),
+        "protocol": _protocol(preset),
         "classes": preset.labels.names,
     }
     data = ModelCardData(
@@ -104,18 +106,18 @@ def _summary(family: Family, preset: Preset, paper: Paper) -> str:
     )
 
 
-def _protocol(protocol: Protocol) -> str:
+def _protocol(preset: Preset) -> str:
     """The test protocol in a sentence."""
-    long_side, short_side = protocol.scale
+    long_side, short_side = preset.scale
     parts = [
         f"a photo is resized, keeping its ratio, to the largest size whose long side has no more than {long_side} and "
         f"whose short side no more than {short_side} pixels"
     ]
-    if protocol.size_divisor:
-        parts.append(f"padded to multiples of {protocol.size_divisor}")
-    if protocol.window:
+    if preset.size_divisor:
+        parts.append(f"padded to multiples of {preset.size_divisor}")
+    if preset.window:
         parts.append(
-            f"and looked at through windows of {protocol.window}x{protocol.window}, {protocol.stride} pixels apart, "
+            f"and looked at through windows of {preset.window}x{preset.window}, {preset.stride} pixels apart, "
             "whose scores are averaged where they overlap"
         )
     else:
@@ -152,4 +154,4 @@ def _eval_result_files(preset: Preset, result: Result, data_set: DataSet, paper:
         notes="mIoU in %, one scale, as the paper reports it",
     )
     text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    return {f".eval_results/{preset.data}.yaml": text}
+    return {f".eval_results/{preset.label_set}.yaml": text}

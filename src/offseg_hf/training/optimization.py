@@ -2,50 +2,20 @@
 
 The official multipliers go by substrings of the official parameters' names, so that they reach further than meant:
 the attention's `talking_head` learns like the head, the head's norms decay, and so do the encoder's norms that are
-named by a number. What came of it is here in our names, per family; the tests hold it against the official optimizer.
+named by a number. What came of it is in the rows of `zoo.families`, in our names; the tests hold it against the
+official optimizer.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from offseg_hf.training.recipe import Recipe, ScheduleRecipe
+from offseg_hf.zoo.families import Family, family_of
 
 
-@dataclass(frozen=True)
-class ParameterRules:
-    """Patterns, from the start of a name: which parameters learn like the encoder, and which do not decay."""
-
-    encoder: str
-    undecayed: str
-
-
-# By `model_type` of the config.
-PARAMETER_RULES = {
-    "offseg": ParameterRules(
-        encoder=r"encoder\.(?!.*\.talking_head)",
-        undecayed=r"encoder\.(stages\..*\.mlp\.\w+|downsample\.[01]\.projection)\.norm\.",
-    ),
-    "offset_segformer": ParameterRules(
-        encoder=r"segformer\.",
-        undecayed=r"segformer\.stages\.\d+\.(patch_embeddings|blocks)\..*norm",
-    ),
-    "offset_segnext": ParameterRules(
-        encoder=r"encoder\.",
-        undecayed=r"encoder\.(?!stem\.).*norm",
-    ),
-    "offset_mask2former": ParameterRules(
-        encoder=r"model\.pixel_level_module\.encoder\.",
-        undecayed=(
-            r".*(norm|\.relative_position_bias_table$)"
-            r"|model\.pixel_level_module\.decoder\.(input_projections\.\d+|adapter_\d+|layer_\d+)\.1\."
-            r"|model\.transformer_module\.(level_embed|queries_embedder|queries_features)\."
-        ),
-    ),
-}
 # What other models, of transformers and of segmentation_models_pytorch, call their encoder.
 ENCODER = r"(model\.)?(pixel_level_module\.)?(encoder|backbone)\."
 OFFSETS = re.compile(r"(.*\.)?(class|feature)_offset_proj\.")
@@ -57,10 +27,10 @@ def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[st
     Of a model that is not one of ours, vectors (norms, biases) do not decay; all of it learns alike if nothing in it
     is known as the encoder.
     """
-    rules, encoder = _rules(model), encoder_of(model)
+    family, encoder = _family(model), encoder_of(model)
     has_encoder = any(encoder.match(name) for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
-        is_undecayed = re.match(rules.undecayed, name) if rules else parameter.ndim <= 1
+        is_undecayed = re.match(family.undecayed_parameters, name) if family else parameter.ndim <= 1
         part = recipe.optimizer.encoder_multiplier if encoder.match(name) else recipe.optimizer.head_multiplier
         offsets = recipe.optimizer.offset_multiplier if OFFSETS.match(name) else 1.0
         yield name, offsets * (part if has_encoder else 1.0), 0.0 if is_undecayed else 1.0
@@ -68,12 +38,12 @@ def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[st
 
 def encoder_of(model: nn.Module) -> re.Pattern:
     """What the names of the encoder's parameters begin with."""
-    rules = _rules(model)
-    return re.compile(rules.encoder if rules else _encoder_pattern(model))
+    family = _family(model)
+    return re.compile(family.encoder_parameters if family else _encoder_pattern(model))
 
 
-def _rules(model: nn.Module) -> ParameterRules | None:
-    return PARAMETER_RULES.get(getattr(getattr(model, "config", None), "model_type", None))
+def _family(model: nn.Module) -> Family | None:
+    return family_of(getattr(getattr(model, "config", None), "model_type", None))
 
 
 def _encoder_pattern(model: nn.Module) -> str:

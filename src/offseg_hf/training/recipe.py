@@ -20,18 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from offseg_hf.data.transforms import TrainingTransform
 from offseg_hf.training.values import (
     construct,
-    dump_yaml,
-    flat,
-    merge,
     nearest,
-    parse_yaml,
     require,
     require_known,
     settings_of,
     typed,
-    without,
 )
-from offseg_hf.zoo.presets import Preset, get_preset
+from offseg_hf.utils.yaml_files import dump_yaml, flat, merge, parse_yaml, without
+from offseg_hf.zoo.presets import PRESETS, Preset, configs_folder, get_preset
 
 
 if TYPE_CHECKING:
@@ -266,7 +262,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = _locate(recipe)
     left_out: list[str] = []
     inherited, own = _read(path, (), left_out)
-    if path.resolve().parent == _recipes_folder().resolve():  # who takes an official recipe has not written it
+    if is_official(path):  # who takes an official recipe has not written it
         inherited, own = _over(inherited, own, left_out), {}
     for override in overrides:
         own = merge(own, _parse_override(override))
@@ -276,17 +272,6 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         return _leave_out(replace(recipe, written=frozenset(flat(own)), left_out=tuple(dict.fromkeys(left_out))))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def recipe_names() -> list[str]:
-    """Names of the official recipes."""
-    return sorted(path.stem for path in _recipes_folder().glob("*.yaml"))
-
-
-def _recipes_folder() -> Path:
-    """`configs`: in an installed package its own folder, in a checkout the one at the top."""
-    installed = Path(__file__).parents[1] / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "configs"
 
 
 def _expand_home(section: ModelRecipe | DataRecipe, name: str) -> None:
@@ -299,7 +284,7 @@ def _locate(recipe: str | Path) -> Path:
     path = Path(os.path.expanduser(recipe))
     if path.is_file():
         return path
-    names = recipe_names()
+    names = sorted(PRESETS)
     if path.suffix in (".yaml", ".yml"):
         hint = nearest(path.stem, names)
         raise FileNotFoundError(
@@ -310,7 +295,7 @@ def _locate(recipe: str | Path) -> Path:
             f"unknown recipe {str(recipe)!r}{nearest(str(recipe), names)}: expected a YAML file or one of "
             f"{', '.join(names)}"
         )
-    return _recipes_folder() / f"{recipe}.yaml"
+    return configs_folder() / f"{recipe}.yaml"
 
 
 def _read(path: Path, inheriting: tuple[Path, ...], left_out: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -327,6 +312,8 @@ def _read(path: Path, inheriting: tuple[Path, ...], left_out: list[str]) -> tupl
         if not isinstance(own, dict):
             raise ValueError(f"expected keys and values, got {own!r}")
         parents = own.pop("inherit", [])
+        if is_official(path):
+            own = _official(own, path.stem)
         parents = typed([parents] if isinstance(parents, str) else parents, tuple[str, ...], "inherit")
         own = typed(own, Recipe, "")
     except ValueError as error:
@@ -336,6 +323,17 @@ def _read(path: Path, inheriting: tuple[Path, ...], left_out: list[str]) -> tupl
         below, above = _read(path.parent / os.path.expanduser(parent), chain, left_out)
         inherited = _over(inherited, _over(below, above, left_out), left_out)
     return inherited, own
+
+
+def is_official(path: Path) -> bool:
+    """Return whether a file is that of a preset, or one that those build on."""
+    return path.resolve().is_relative_to(configs_folder().resolve())
+
+
+def _official(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a preset's file, the recipe: it trains the model of the preset."""
+    recipe = {section: value for section, value in values.items() if section != "preset"}
+    return merge({"model": {"preset": name}}, recipe) if name in PRESETS else recipe
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:

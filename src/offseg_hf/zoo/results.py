@@ -7,7 +7,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from offseg_hf.zoo.presets import FAMILIES, PRESETS, Preset
+from offseg_hf.zoo.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
@@ -17,22 +17,6 @@ class Paper:
     title: str
     venue: str
     url: str
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the presets of a family share.
-
-    title, architecture: in words; `{size}` stands in the title.
-    table: the paper's with its results. compared: which outputs of the official code tests compare with.
-    base_models: the encoder's ImageNet weights on the Hub, by size; none where the Hub has none.
-    """
-
-    title: str
-    architecture: str
-    table: int
-    compared: str
-    base_models: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -79,15 +63,14 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """All of it; `families`, `data_sets` and `results` by name, the latter by that of the preset."""
+    """All of it; `data_sets` and `results` by name, the latter by that of the preset."""
 
     paper: Paper
-    families: dict[str, Family]
     data_sets: dict[str, DataSet]
     results: dict[str, Result]
 
-    def of(self, preset: Preset) -> tuple[Result, Family, DataSet]:
-        return self.results[preset.name], self.families[preset.family], self.data_sets[preset.data]
+    def of(self, preset: Preset) -> tuple[Result, DataSet]:
+        return self.results[preset.name], self.data_sets[preset.label_set]
 
 
 def model_cards_folder() -> Path:
@@ -107,14 +90,12 @@ def read_results(path: Path) -> ResultsTable:
     try:
         _require_keys(values, [item.name for item in fields(ResultsTable)], "")
         for section, names in (
-            ("families", FAMILIES),
-            ("data_sets", {preset.data: None for preset in PRESETS.values()}),
+            ("data_sets", {preset.label_set: None for preset in PRESETS.values()}),
             ("results", PRESETS),
         ):
             _require_keys(values[section], names, f"{section}.")
         table = ResultsTable(
             paper=_row(Paper, values["paper"], "paper"),
-            families={name: _row(Family, row, name) for name, row in values["families"].items()},
             data_sets={name: _row(DataSet, row, name) for name, row in values["data_sets"].items()},
             results={name: _row(Result, values["results"][name], name) for name in PRESETS},
         )

@@ -31,6 +31,7 @@ def order_patch_merging(tensor: Tensor) -> Tensor:
     return tensor.unflatten(-1, (-1, 2, 2)).movedim((-3, -2, -1), (-1, -2, -3)).flatten(-3)
 
 
+MARKER = "decode_head.offset_learning.cls_offset_proj.weight"
 OFFICIAL = KeyTable(
     renames=(
         (r"^backbone\.patch_embed\.projection\.",              f"{SWIN}embeddings.patch_embeddings.projection."),

@@ -50,6 +50,7 @@ EFFICIENTFORMER_V2_LAYERS = (
     (r"\bmlp\.norm2\.",                 "mlp.project.norm."),
 )  # fmt: skip
 
+MARKER = "decode_head.offset_learning.cls_repr"
 OFFICIAL = KeyTable(
     renames=(
         (r"^backbone\.",                                           "encoder."),
@@ -133,3 +134,4 @@ PRETRAINED = (
     PretrainedForm("EfficientFormerV2 of its authors", "patch_embed.0.weight", EFFICIENTFORMER_V2, KEPT),
     PretrainedForm("EfficientFormerV2 of timm", "stem.conv1.conv.weight", TIMM_EFFICIENTFORMER_V2, KEPT),
 )
+PRETRAINED_ENCODER = PRETRAINED

@@ -44,6 +44,7 @@ MIT = (
 MIT_SPLITS = ((r"\.in_proj_(weight|bias)$", (r".q_proj.\1", r".k_proj.\1", r".v_proj.\1")),)
 MIT_TRANSFORMS = ((r"\.mlp\.fc[12]\.weight", as_linear),)
 
+MARKER = "decode_head.offset_learning.cls_repr"
 OFFICIAL = KeyTable(
     renames=(
         *MIT,

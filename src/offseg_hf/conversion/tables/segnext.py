@@ -51,6 +51,7 @@ MSCAN_TRANSFORMS = (
     (r"_scale", lambda scale: scale.reshape(-1, 1, 1)),
 )  # fmt: skip
 
+MARKER = "decode_head.offset_learning.cls_repr"
 OFFICIAL = KeyTable(
     renames=(
         (r"^backbone\.",                                       "encoder."),
