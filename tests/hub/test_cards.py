@@ -247,7 +247,7 @@ ENVIRONMENT = {"torch": "2.13.0", "device": "cpu (two cores)", "git_commit": "0a
 def run(tmp_path_factory) -> Path:
     """A training of eight iterations, whose recipe knows its data by an absolute path."""
     folder = tmp_path_factory.mktemp("a secret place")
-    recipe = load_recipe(write_tiny(folder), [f"data.source={folder}/scenes", "data.num_workers=0"])
+    recipe = load_recipe(write_tiny(folder), [f"data.source={folder}/scenes"])
     train(recipe, folder / "runs" / "tiny")
     (folder / "runs" / "tiny" / "environment.json").write_text(json.dumps(ENVIRONMENT))
     return folder / "runs" / "tiny"
