@@ -5,8 +5,8 @@ and answers on stdout. There are four kinds of it, of which the first three have
 
 - `with_transformers`: torch and transformers are there, with settings from an environment that is offline and has a
   cache of its own for the code of saved models: nothing that is read on import can be set for a single process.
-- `clients_with`: the same for the clients of one Hub, whose environments differ in nothing that is read on import; what
-  is there is what they have needed.
+- `clients_with`: the same for the clients of one Hub, whose environments differ in nothing that is read on import;
+  what is there is what they have needed.
 - `with_torch`: torch is there, and what is neither ours nor of Hugging Face, whose libraries look at the environment
   when they are imported: for clients of a Hub, each with an environment of its own.
 - `with_ours`: forked of `with_transformers`, with what trains and evaluates: for what runs beside a test.

@@ -214,7 +214,11 @@ def step_by_step(document: str) -> str:
     return block
 
 
-@pytest.mark.parametrize("document", ["README", *MODELS])
+# The README's code runs with each, the cards' with one that lies and one that is mirrored and stands.
+ORIENTATIONS = {"README": range(1, 9)} | dict.fromkeys(MODELS, (3, 7))
+
+
+@pytest.mark.parametrize("document", ORIENTATIONS)
 def test_steps_are_the_pipeline_for_every_orientation(tmp_path, monkeypatch, document):
     """The code as it is written, run on photos whose pixels are stored in each of the eight ways."""
     name = "offseg-t-ade" if document == "README" else document
@@ -226,7 +230,7 @@ def test_steps_are_the_pipeline_for_every_orientation(tmp_path, monkeypatch, doc
     code = compile(step_by_step(text).replace(f'"{name}"', '"model"'), document, "exec")
     monkeypatch.chdir(tmp_path)
     segment = pipeline("image-segmentation", model="model")
-    for orientation in range(1, 9):
+    for orientation in ORIENTATIONS[document]:
         oriented(tmp_path, orientation)
         run = {}
         exec(code, run)
