@@ -30,6 +30,21 @@ from offseg_hf.visualization import draw_plots
 ARMS = {"both": (True, True), "class": (True, False), "feature": (False, True), "none": (False, False)}
 BRANCHES = ("class", "feature")
 SCORES = ("mIoU", "mAcc", "aAcc")
+# The process of a run: some `offseg` commands, of which those after one that fails are left out.
+COMMANDS = """
+import json
+import sys
+
+sys.argv[0] = "offseg"
+from offseg_hf.cli import main
+
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
 
 
 def main() -> None:
@@ -76,18 +91,18 @@ def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) ->
     recipe = {"inherit": "../recipe.yaml", "model": {"config": switches}, "training": {"seed": seed}}
     train = ("train", "--config", folder / "arm.yaml", "--output", folder, "--resume", "auto")
     evaluate = ("evaluate", "--model", folder / "last", "--dataset", source, "--split", arguments.split)
+    commands = [list(map(str, command)) for command in (train, (*evaluate, "--json", report))]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "arm.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))} | os.environ
-    program = (sys.executable, "-c", "from offseg_hf.cli import main; main()")
-    for name, command in (("train", train), ("evaluate", (*evaluate, "--json", report))):
-        output = folder / f"{name}.txt"
-        print(f"{arm}, seed {seed}: {name}, output in {output}", flush=True)
-        with open(output, "w", encoding="utf-8") as file:
-            done = subprocess.run([*program, *map(str, command)], env=environment, stdout=file, stderr=file)
-        if done.returncode:
-            last_line = output.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-            raise RuntimeError(f"{arm}, seed {seed}: {name} failed: {last_line} (see {output})")
+    output = folder / "output.txt"
+    print(f"{arm}, seed {seed}: output in {output}", flush=True)
+    with open(output, "w", encoding="utf-8") as file:
+        program = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+        done = subprocess.run(program, env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        last_line = output.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+        raise RuntimeError(f"{arm}, seed {seed} failed: {last_line} (see {output})")
 
 
 def run_folder(output: Path, arm: str, seed: int) -> Path:

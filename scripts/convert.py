@@ -2,8 +2,8 @@
 
 import sys
 
-from offseg_hf.cli import app
+from offseg_hf.cli import main
 
 
 if __name__ == "__main__":
-    app(["convert", *sys.argv[1:]], prog_name="offseg")
+    main(["convert", *sys.argv[1:]])

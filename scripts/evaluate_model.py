@@ -2,8 +2,8 @@
 
 import sys
 
-from offseg_hf.cli import app
+from offseg_hf.cli import main
 
 
 if __name__ == "__main__":
-    app(["evaluate", *sys.argv[1:]], prog_name="offseg")
+    main(["evaluate", *sys.argv[1:]])

@@ -1,17 +1,20 @@
 """Python processes that have most of what they import already, so that each starts at once.
 
 They are forked of a process per session of tests, which as a script this is: it takes requests as JSON lines on stdin
-and answers on stdout. None of ours is imported before a process does it. There are three kinds of it:
+and answers on stdout. There are four kinds of it, of which the first three have imported none of ours:
 
 - `with_transformers`: torch and transformers are there, with settings from an environment that is offline and has a
   cache of its own for the code of saved models: nothing that is read on import can be set for a single process.
-- `clients_with`: the same for the clients of one Hub, whose environments differ in nothing that is read on import.
+- `clients_with`: the same for the clients of one Hub, whose environments differ in nothing that is read on import;
+  what is there is what they have needed.
 - `with_torch`: torch is there, and what is neither ours nor of Hugging Face, whose libraries look at the environment
   when they are imported: for clients of a Hub, each with an environment of its own.
+- `with_ours`: forked of `with_transformers`, with what trains and evaluates: for what runs beside a test.
 
 For what importing itself does, start a real process.
 """
 
+import gc
 import json
 import os
 import re
@@ -25,6 +28,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TextIO
 
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +47,7 @@ WITH_TORCH = (
     "typer",
     "yaml",
 )
-NEEDS_MODELS = re.compile("offseg_hf|transformers")
+NEEDS_MODELS = re.compile("offseg_hf|transformers")  # in a client's script
 # Of the environment of a Hub's clients, what no library keeps.
 READ_WHEN_USED = {"COLUMNS", "HF_TOKEN", "NO_COLOR", "OFFSEG_DEBUG", "TMPDIR"}
 WITH_TRANSFORMERS = (
@@ -61,6 +65,7 @@ WITH_TRANSFORMERS = (
     "transformers.models.swin.modeling_swin",
     "transformers.models.upernet.modeling_upernet",
 )
+OURS = ("offseg_hf.cli", "offseg_hf.training.loop", "PIL.PngImagePlugin", "pydantic.type_adapter")
 
 
 def run_python(
@@ -70,9 +75,7 @@ def run_python(
 
     Nobody answers its questions. With `check`, a script that fails fails the test.
     """
-    (process,) = _run(
-        _with_transformers(), WITH_TRANSFORMERS, [environment], script, [name, *map(str, arguments)], cwd
-    )
+    (process,) = _run(_with_transformers(), [environment], script, [name, *map(str, arguments)], cwd)
     assert not (check and process.returncode), process.stderr
     return process
 
@@ -89,23 +92,27 @@ def run_script(path: Path, *arguments: object, cwd: Path = ROOT, **environment: 
 def run_client(script: str, *arguments: object, clients: "Server", **environment: str) -> subprocess.CompletedProcess:
     """The same for one of the `clients` of a Hub: with these changes of their environment."""
     changed = {name for name, value in environment.items() if clients.environment.get(name) != value}
-    if not changed <= READ_WHEN_USED:
-        server, modules = _with_torch(), WITH_TORCH
-    else:
-        server, modules = clients, WITH_TRANSFORMERS if NEEDS_MODELS.search(script) else WITH_HUB
-    environment = clients.environment | environment
-    (process,) = _run(server, modules, [environment], script, ["-c", *map(str, arguments)], Path.cwd())
+    server = clients if changed <= READ_WHEN_USED else _with_torch()
+    if server is clients:
+        clients.ask("preload", modules=WITH_TRANSFORMERS if NEEDS_MODELS.search(script) else WITH_HUB)
+    (process,) = _run(server, [clients.environment | environment], script, ["-c", *map(str, arguments)], Path.cwd())
     return process
 
 
 def clients_with(environment: dict[str, str]) -> "Server":
-    """Of processes with torch and transformers, which have this environment and no other; to be closed."""
-    folder = TemporaryDirectory()
-    return Server(_serve(folder, environment), environment, folder.name)
+    """Of processes with what they need of Hugging Face, which have this environment and no other; to be closed."""
+    return _serve((), TemporaryDirectory(), environment, environment)
 
 
 def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT) -> list[subprocess.CompletedProcess]:
     """The same for processes that find each other, as `torchrun --nproc_per_node number` starts them."""
+    processes = _run(_with_transformers(), ranks(number), script, ["-c", *map(str, arguments)], cwd)
+    assert not any(process.returncode for process in processes), [process.stderr for process in processes]
+    return processes
+
+
+def ranks(number: int) -> list[dict[str, str]]:
+    """The environments by which so many processes find each other."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     world = {
@@ -114,51 +121,56 @@ def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT)
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    ranks = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
-    processes = _run(_with_transformers(), WITH_TRANSFORMERS, ranks, script, ["-c", *map(str, arguments)], cwd)
-    assert not any(process.returncode for process in processes), [process.stderr for process in processes]
-    return processes
+    return [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
 @dataclass(frozen=True)
 class Server:
-    """The process that others are forked of, the environment that theirs adds to, and a folder for what they say."""
+    """The process that others are forked of: it is asked, and answers; the environment that theirs adds to."""
 
-    process: subprocess.Popen
+    requests: TextIO
+    answers: TextIO
     environment: dict[str, str]
-    folder: str
+    folder: TemporaryDirectory  # for what they say
+    process: subprocess.Popen | None = None
+
+    def start(
+        self, script: str, arguments: list[str], cwd: Path, environment: dict[str, str], stdout: str, stderr: str
+    ) -> int:
+        """The number of a process, whose first argument is its name."""
+        environment = self.environment | environment
+        request = {"script": script, "arguments": arguments, "cwd": str(cwd), "environment": environment}
+        return self.ask("start", **request, stdout=stdout, stderr=stderr)
+
+    def wait(self, pid: int, blocks: bool = True) -> int | None:
+        """The exit code of a process, once, -9 and the like for a signal; None if it goes on and nothing `blocks`."""
+        return self.ask("wait", pid=pid, blocks=blocks)
+
+    def ask(self, kind: str, **request: Any) -> Any:
+        self.requests.write(json.dumps([kind, request]) + "\n")
+        self.requests.flush()
+        return json.loads(self.answers.readline())
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        self.requests.close()
+        self.answers.close()
+        if self.process is not None:
+            self.process.wait()
 
 
 def _run(
-    server: Server,
-    modules: tuple[str, ...],
-    environments: list[dict[str, str]],
-    script: str,
-    arguments: list[str],
-    cwd: Path,
+    server: Server, environments: list[dict[str, str]], script: str, arguments: list[str], cwd: Path
 ) -> list[subprocess.CompletedProcess]:
     """At the same time, one for each environment."""
-    requests = [
-        {
-            "script": script,
-            "arguments": arguments,
-            "cwd": str(cwd),
-            "environment": server.environment | environment,
-            **{stream: f"{server.folder}/{stream}-{index}" for stream in ("stdout", "stderr")},
-        }
-        for index, environment in enumerate(environments)
+    files = [[f"{server.folder.name}/{stream}-{i}" for stream in ("out", "err")] for i in range(len(environments))]
+    started = [
+        server.start(script, arguments, cwd, environment, *streams)
+        for environment, streams in zip(environments, files)
     ]
-    server.process.stdin.write(json.dumps([modules, requests]) + "\n")
-    server.process.stdin.flush()
+    codes = [server.wait(pid) for pid in started]
     return [
-        subprocess.CompletedProcess(
-            arguments, code, **{stream: Path(request[stream]).read_text() for stream in ("stdout", "stderr")}
-        )
-        for request, code in zip(requests, json.loads(server.process.stdout.readline()), strict=True)
+        subprocess.CompletedProcess(arguments, code, *(Path(stream).read_text() for stream in streams))
+        for code, streams in zip(codes, files)
     ]
 
 
@@ -167,43 +179,68 @@ def _with_transformers() -> Server:
     folder = TemporaryDirectory()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{folder.name}/modules"}
-    return Server(_serve(folder, environment), environment, folder.name)
+    return _serve(WITH_TRANSFORMERS, folder, environment, environment)
 
 
 @cache
 def _with_torch() -> Server:
-    folder = TemporaryDirectory()
-    return Server(_serve(folder, dict(os.environ)), {}, folder.name)
+    return _serve(WITH_TORCH, TemporaryDirectory(), dict(os.environ), {})
 
 
-def _serve(folder: TemporaryDirectory, environment: dict[str, str]) -> subprocess.Popen:
-    server = subprocess.Popen(
-        [sys.executable, __file__],
+@cache
+def with_ours() -> Server:
+    """Of processes that have imported offseg_hf and may be sent signals while they run."""
+    parent, folder = _with_transformers(), TemporaryDirectory()
+    pipes = requests, answers = [f"{folder.name}/{name}" for name in ("requests", "answers")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    parent.ask("fork", modules=OURS, requests=requests, answers=answers)
+    server = Server(open(requests, "w"), open(answers), parent.environment, folder)
+    register(folder.cleanup)
+    register(server.close)
+    return server
+
+
+def _serve(
+    modules: tuple[str, ...], folder: TemporaryDirectory, environment: dict[str, str], of_processes: dict[str, str]
+) -> Server:
+    process = subprocess.Popen(
+        [sys.executable, __file__, *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
         cwd=folder.name,
     )
+    server = Server(process.stdin, process.stdout, of_processes, folder, process)
     register(folder.cleanup)
-    register(server.wait)
-    register(server.stdin.close)
+    register(server.close)
     return server
 
 
 def main() -> None:
+    preload(sys.argv[1:])
+    assert "offseg_hf" not in sys.modules
+    serve()
+
+
+def preload(modules: list[str]) -> None:
+    gc.disable()  # which looks through all that is imported again and again
+    for module in modules:
+        import_module(module)
+    gc.freeze()  # nor do the processes look through it, which would copy its memory
+    gc.enable()
+
+
+def serve() -> None:
+    kinds = {"preload": preload, "start": start, "wait": wait, "fork": fork}
     for line in iter(sys.stdin.readline, ""):
-        modules, requests = json.loads(line)
-        for module in modules:
-            import_module(module)
-        assert "offseg_hf" not in sys.modules
-        children = [start(request) for request in requests]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), flush=True)
+        kind, request = json.loads(line)
+        print(json.dumps(kinds[kind](**request)), flush=True)
     os._exit(0)  # what has been imported takes long to be put away
 
 
-def start(request: dict) -> int:
+def start(**request: Any) -> int:
     """The number of a process that does what is asked."""
     child = os.fork()
     if not child:
@@ -211,11 +248,34 @@ def start(request: dict) -> int:
     return child
 
 
+def wait(pid: int, blocks: bool) -> int | None:
+    """Its exit code."""
+    ended, status = os.waitpid(pid, 0 if blocks else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def fork(modules: list[str], requests: str, answers: str) -> int:
+    """The number of a process as this one, which has more modules and other pipes."""
+    child = os.fork()
+    if not child:
+        try:
+            with open(requests) as stdin, open(answers, "w") as stdout:
+                os.dup2(stdin.fileno(), 0)
+                os.dup2(stdout.fileno(), 1)
+            preload(modules)
+            serve()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    return child
+
+
 def run(script: str, arguments: list[str], cwd: str, environment: dict[str, str], stdout: str, stderr: str) -> int:
     """The exit code."""
-    with open(os.devnull) as nothing, open(stdout, "w") as out, open(stderr, "w") as err:
-        for file, number in ((nothing, 0), (out, 1), (err, 2)):
-            os.dup2(file.fileno(), number)
+    files = {path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) for path in {stdout, stderr}}
+    for file, number in ((os.open(os.devnull, os.O_RDONLY), 0), (files[stdout], 1), (files[stderr], 2)):
+        os.dup2(file, number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

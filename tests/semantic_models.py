@@ -10,7 +10,6 @@ from transformers import (
     MobileNetV2Config,
     MobileViTConfig,
     MobileViTV2Config,
-    PreTrainedConfig,
     PreTrainedModel,
     SegformerConfig,
     SwinConfig,
@@ -33,95 +32,92 @@ TRANSFORMER = {
 UPERNET = {"hidden_size": 16, "auxiliary_channels": 16}
 
 
-def configs() -> dict[str, tuple[PreTrainedConfig, str]]:
-    """Name -> configuration and dotted name of the classifier."""
-    return {
-        "segformer": (
-            SegformerConfig(
-                hidden_sizes=[8, 8, 16, 16],
+# Name -> its configuration, which takes time to make, and dotted name of the classifier.
+MODELS = {
+    "segformer": (
+        lambda: SegformerConfig(
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 1, 2, 2],
+            decoder_hidden_size=16,
+        ),
+        "decode_head.classifier",
+    ),
+    "upernet-convnext": (
+        lambda: UperNetConfig(
+            backbone_config=ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=STAGES),
+            auxiliary_in_channels=16,
+            **UPERNET,
+        ),
+        "decode_head.classifier",
+    ),
+    "upernet-swin": (
+        lambda: UperNetConfig(
+            backbone_config=SwinConfig(
+                image_size=SIZE,
+                embed_dim=8,
                 depths=[1, 1, 1, 1],
-                num_attention_heads=[1, 1, 2, 2],
-                decoder_hidden_size=16,
+                num_heads=[1, 1, 2, 2],
+                window_size=4,
+                out_features=STAGES,
             ),
-            "decode_head.classifier",
+            auxiliary_in_channels=32,
+            **UPERNET,
         ),
-        "upernet-convnext": (
-            UperNetConfig(
-                backbone_config=ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=STAGES),
-                auxiliary_in_channels=16,
-                **UPERNET,
-            ),
-            "decode_head.classifier",
+        "decode_head.classifier",
+    ),
+    "dpt": (
+        lambda: DPTConfig(
+            **TRANSFORMER,
+            patch_size=8,
+            is_hybrid=False,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 16, 16],
+            fusion_hidden_size=16,
         ),
-        "upernet-swin": (
-            UperNetConfig(
-                backbone_config=SwinConfig(
-                    image_size=SIZE,
-                    embed_dim=8,
-                    depths=[1, 1, 1, 1],
-                    num_heads=[1, 1, 2, 2],
-                    window_size=4,
-                    out_features=STAGES,
-                ),
-                auxiliary_in_channels=32,
-                **UPERNET,
-            ),
-            "decode_head.classifier",
+        "head.head.4",
+    ),
+    "beit": (
+        lambda: BeitConfig(**TRANSFORMER, patch_size=8, out_indices=[1, 2, 3, 4], pool_scales=[1, 2]),
+        "decode_head.classifier",
+    ),
+    "data2vec-vision": (
+        lambda: Data2VecVisionConfig(**TRANSFORMER, patch_size=8, out_indices=[0, 1, 2, 3], pool_scales=[1, 2]),
+        "decode_head.classifier",
+    ),
+    "mobilevit": (
+        lambda: MobileViTConfig(
+            image_size=SIZE,
+            hidden_sizes=[16, 16, 24],
+            neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32],
+            num_attention_heads=2,
+            aspp_out_channels=16,
+            output_stride=8,
         ),
-        "dpt": (
-            DPTConfig(
-                **TRANSFORMER,
-                patch_size=8,
-                is_hybrid=False,
-                backbone_out_indices=[0, 1, 2, 3],
-                neck_hidden_sizes=[8, 8, 16, 16],
-                fusion_hidden_size=16,
-            ),
-            "head.head.4",
+        "segmentation_head.classifier.convolution",
+    ),
+    "mobilevitv2": (
+        lambda: MobileViTV2Config(
+            image_size=SIZE,
+            width_multiplier=0.125,
+            n_attn_blocks=[1, 1, 1],
+            base_attn_unit_dims=[64, 64, 64],
+            aspp_out_channels=16,
+            output_stride=8,
         ),
-        "beit": (
-            BeitConfig(**TRANSFORMER, patch_size=8, out_indices=[1, 2, 3, 4], pool_scales=[1, 2]),
-            "decode_head.classifier",
-        ),
-        "data2vec-vision": (
-            Data2VecVisionConfig(**TRANSFORMER, patch_size=8, out_indices=[0, 1, 2, 3], pool_scales=[1, 2]),
-            "decode_head.classifier",
-        ),
-        "mobilevit": (
-            MobileViTConfig(
-                image_size=SIZE,
-                hidden_sizes=[16, 16, 24],
-                neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32],
-                num_attention_heads=2,
-                aspp_out_channels=16,
-                output_stride=8,
-            ),
-            "segmentation_head.classifier.convolution",
-        ),
-        "mobilevitv2": (
-            MobileViTV2Config(
-                image_size=SIZE,
-                width_multiplier=0.125,
-                n_attn_blocks=[1, 1, 1],
-                base_attn_unit_dims=[64, 64, 64],
-                aspp_out_channels=16,
-                output_stride=8,
-            ),
-            "segmentation_head.classifier.convolution",
-        ),
-        "mobilenet_v2": (
-            MobileNetV2Config(image_size=SIZE, depth_multiplier=0.25, depth_divisible_by=8, output_stride=8),
-            "segmentation_head.classifier.convolution",
-        ),
-    }
-
-
-NAMES = tuple(configs())
+        "segmentation_head.classifier.convolution",
+    ),
+    "mobilenet_v2": (
+        lambda: MobileNetV2Config(image_size=SIZE, depth_multiplier=0.25, depth_divisible_by=8, output_stride=8),
+        "segmentation_head.classifier.convolution",
+    ),
+}
+NAMES = tuple(MODELS)
 
 
 def small_model(name: str, **overrides) -> PreTrainedModel:
     """In eval mode, with labels of its own and a classifier whose bias counts."""
-    config = configs()[name][0]
+    config = MODELS[name][0]()
     config.id2label, config.label2id = LABELS, {label: i for i, label in LABELS.items()}
     for field, value in overrides.items():
         setattr(config, field, value)
@@ -150,7 +146,7 @@ def pass_signals(model: PreTrainedModel) -> None:
 
 
 def classifier_name(name: str) -> str:
-    return configs()[name][1]
+    return MODELS[name][1]
 
 
 def images(batch: int = 2) -> torch.Tensor:

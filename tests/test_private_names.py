@@ -180,9 +180,10 @@ PRIVATE_NAMES = [
     PrivateName(
         "transformers",
         ("_is_hf_initialized",),
-        "the weights of a model that apply_offset_learning wraps stay (models/modeling_offset_learning.py)",
+        "the weights of a model that apply_offset_learning wraps stay (models/modeling_offset_learning.py), as do "
+        "those of an official checkpoint (conversion/convert.py)",
         is_hf_initialized,
-        "mark weights in `_keep_weights` as transformers now marks loaded ones",
+        "mark weights in `_keep_weights` and `load_official_weights` as transformers now marks loaded ones",
     ),
     PrivateName(
         "transformers",

@@ -2,12 +2,9 @@
 
 import json
 import os
-import pty
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +50,7 @@ def assert_one_line(result: subprocess.CompletedProcess, *parts: str) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("model"))
+    return save_small_model(tmp_path_factory.mktemp("model"), "segformer")
 
 
 @pytest.fixture
@@ -311,50 +308,58 @@ def test_device_and_traceback(photos, model, tmp_path):
     assert result.returncode == 1 and "Traceback" in result.stderr
 
 
+# The command in a process of its own, whose stderr is a terminal: what is drawn there, with its exit code.
+ON_A_TERMINAL = f"""
+import os, pty, sys
+terminal, stderr = pty.openpty()
+command = os.fork()
+if not command:
+    os.dup2(stderr, 2)
+    os.close(terminal)
+    {MAIN}
+os.close(stderr)
+try:
+    while chunk := os.read(terminal, 4096):
+        os.write(1, chunk)
+except OSError:  # how Linux says that the other end is closed
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+"""
+
+
 def test_progress_is_for_terminals(photos, model, tmp_path):
     """On a terminal a bar is drawn; elsewhere (test_segment) nothing."""
-    terminal, stderr = pty.openpty()
-    arguments = [OFFSEG, "segment", photos, "--model", model, "--output", tmp_path / "out"]
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=stderr, env=ENVIRONMENT | {"TERM": "xterm"}
-    )
-    os.close(stderr)
-    drawn = b""
-    while chunk := read(terminal):
-        drawn += chunk
-    assert process.wait() == 0
-    assert b"2/2" in drawn and "━".encode() in drawn
+    arguments = ["segment", photos, "--model", model, "--output", tmp_path / "out"]
+    process = run_python(ON_A_TERMINAL, *arguments, COLUMNS="200", NO_COLOR="1", TERM="xterm")
+    assert "2/2" in process.stdout and "━" in process.stdout
 
 
-def read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # how Linux says that the other end is closed
-        return b""
+# The same, which gets Ctrl-C when its first output is there. A job in the background of a shell ignores Ctrl-C, and so
+# do its children: the tests may be such a job.
+INTERRUPTED = f"""
+import os, signal, sys, time
+from pathlib import Path
+command = os.fork()
+if not command:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    {MAIN}
+deadline = time.monotonic() + 120
+while not list(Path(sys.argv[-1]).glob("*_classes.json")) and time.monotonic() < deadline:
+    time.sleep(0.01)
+os.kill(command, signal.SIGINT)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+"""
 
 
 def test_interrupt(model, tmp_path):
     """Ctrl-C: exit code 130, one line, and every output that is there is whole."""
-    photo = render_scene(0, (240, 160))[0]
-    for index in range(400):
-        photo.save(tmp_path / f"{index:03}.jpg")
+    render_scene(0, (240, 160))[0].save(tmp_path / "000.jpg")
+    for index in range(1, 400):
+        os.link(tmp_path / "000.jpg", tmp_path / f"{index:03}.jpg")
     output = tmp_path / "out"
-    arguments = [OFFSEG, "segment", tmp_path, "--model", model, "--output", output]
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        # A job in the background of a shell ignores Ctrl-C, and so do its children: the tests may be such a job.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not list(output.glob("*_classes.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "interrupted\n")
+    arguments = ["segment", tmp_path, "--model", model, "--output", output]
+    process = run_python(INTERRUPTED, *arguments, check=False, COLUMNS="200", NO_COLOR="1")
+    assert (process.returncode, process.stderr) == (130, "interrupted\n")
     files = os.listdir(output)
     assert 0 < len(files) < 1200 and len(files) % 3 == 0
     for name in files:

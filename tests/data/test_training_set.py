@@ -16,6 +16,8 @@ from offseg_hf.data.label_image import LabelImage
 from offseg_hf.data.label_sets import LabelSet, distinct_colours
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.data.transforms import TrainingTransform
+from tests.comparison import assert_same_weights
+from tests.processes import run_python
 
 
 TRANSFORM = TrainingTransform(crop_size=(16, 16), scale=(64, 16))
@@ -66,7 +68,7 @@ def expected(data) -> torch.Tensor:
     [
         {"num_workers": 1},
         {"num_workers": 2, "persistent_workers": True, "prefetch_factor": 3},
-        {"num_workers": 1, "multiprocessing_context": "spawn"},
+        pytest.param({"num_workers": 1, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow),
     ],
 )
 def test_workers_do_not_matter(data, expected, loader):
@@ -172,11 +174,19 @@ def test_padding_is_what_the_data_ignores(data):
     assert (sample["labels"][20:] == 100).all() and (sample["labels"][:, 24:] == 100).all()
 
 
-def test_pickle(data):
+def test_pickle(data, tmp_path):
+    """In another process, as that of a loader that does not fork."""
     samples = TrainingSet(data, TRANSFORM, seed=3)
-    again = pickle.loads(pickle.dumps(samples))
-    assert len(again) == SAMPLES
-    assert torch.equal(again[2, 1]["pixel_values"], samples[2, 1]["pixel_values"])
+    (tmp_path / "samples.pickle").write_bytes(pickle.dumps(samples))
+    script = (
+        "import pickle, torch\n"
+        "samples = pickle.load(open('samples.pickle', 'rb'))\n"
+        "torch.save((len(samples), samples[2, 1]), 'sample.pt')\n"
+    )
+    run_python(script, cwd=tmp_path)
+    length, sample = torch.load(tmp_path / "sample.pt")
+    assert length == SAMPLES
+    assert_same_weights(sample, samples[2, 1])
 
 
 def test_errors_name_the_file(data, tmp_path):

@@ -51,7 +51,6 @@ from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_d
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, sliding_windows
-from offseg_hf.models.layers import FixedBatchNorm2d
 from tests.comparison import assert_same_counts, sure_pixels
 from tests.processes import run_together
 from tests.semantic_models import LABELS, pass_signals
@@ -69,8 +68,8 @@ IMAGENET = {"mean": np.array([0.485, 0.456, 0.406]) * 255, "std": np.array([0.22
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """A small OffSeg that tells classes apart, if not the right ones."""
-    folder = save_small_model(tmp_path_factory.mktemp("model"))
+    """A small model that tells classes apart, if not the right ones."""
+    folder = save_small_model(tmp_path_factory.mktemp("model"), "segformer")
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     pass_signals(model)
     model.save_pretrained(folder)
@@ -174,7 +173,7 @@ def test_of_a_stream_what_others_read_is_not_decoded(processor, scenes_folder, s
 
 def test_training_goes_on_as_if_there_had_been_no_evaluation(model, processor, scenes):
     model.train()
-    frozen = next(module for module in model.modules() if isinstance(module, FixedBatchNorm2d))
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     frozen.eval()
     modes = [module.training for module in model.modules()]
     torch.manual_seed(3), random.seed(3), np.random.seed(3)

@@ -216,7 +216,11 @@ def step_by_step(document: str) -> str:
     return block
 
 
-@pytest.mark.parametrize("document", ["README", *MODELS])
+# The README's code runs with each, the cards' with one that lies and one that is mirrored and stands.
+ORIENTATIONS = {"README": range(1, 9)} | dict.fromkeys(MODELS, (3, 7))
+
+
+@pytest.mark.parametrize("document", ORIENTATIONS)
 def test_steps_are_the_pipeline_for_every_orientation(tmp_path, monkeypatch, document):
     """The code as it is written, run on photos whose pixels are stored in each of the eight ways."""
     name = "offseg-t-ade" if document == "README" else document
@@ -228,7 +232,7 @@ def test_steps_are_the_pipeline_for_every_orientation(tmp_path, monkeypatch, doc
     code = compile(step_by_step(text).replace(f'"{name}"', '"model"'), document, "exec")
     monkeypatch.chdir(tmp_path)
     segment = pipeline("image-segmentation", model="model")
-    for orientation in range(1, 9):
+    for orientation in ORIENTATIONS[document]:
         oriented(tmp_path, orientation)
         run = {}
         exec(code, run)
@@ -249,7 +253,7 @@ ENVIRONMENT = {"torch": "2.13.0", "device": "cpu (two cores)", "git_commit": "0a
 def run(tmp_path_factory) -> Path:
     """A training of eight iterations, whose recipe knows its data by an absolute path."""
     folder = tmp_path_factory.mktemp("a secret place")
-    recipe = load_recipe(write_tiny(folder), [f"data.source={folder}/scenes", "data.num_workers=0"])
+    recipe = load_recipe(write_tiny(folder), [f"data.source={folder}/scenes"])
     train(recipe, folder / "runs" / "tiny")
     (folder / "runs" / "tiny" / "environment.json").write_text(json.dumps(ENVIRONMENT))
     return folder / "runs" / "tiny"

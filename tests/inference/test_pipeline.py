@@ -23,7 +23,7 @@ from tests.small_model import save_small_model
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_small_model(tmp_path_factory.mktemp("model"))
+    return save_small_model(tmp_path_factory.mktemp("model"), "segformer")
 
 
 @pytest.fixture(scope="module")

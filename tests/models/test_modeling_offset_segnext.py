@@ -17,7 +17,7 @@ from offseg_hf import (
 )
 from offseg_hf.models.encoder_mscan import MscaBlock
 from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
-from tests.parity.test_modes import graphs
+from tests.parity.test_modes import as_loaded_or_fused, graphs
 from tests.processes import run_python
 
 
@@ -204,7 +204,7 @@ def test_gradient_checkpointing():
 
 @torch.no_grad()
 @graphs
-@pytest.mark.parametrize("fused", [False, True], ids=["as-loaded", "fused"])
+@as_loaded_or_fused
 def test_is_one_graph(fused, backend, model):
     model = model.fuse() if fused else model
     pixel_values = images(2, 3, 70, 90)

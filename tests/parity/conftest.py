@@ -1,6 +1,6 @@
 """Models with the weights of the goldens, converted as a user's checkpoint would be."""
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from transformers import PreTrainedModel
@@ -10,12 +10,12 @@ from offseg_hf.zoo.presets import get_preset
 from tests.parity.fill import official_state_dict
 
 
-@lru_cache(maxsize=4)
+@cache  # of all goldens together they take half a gigabyte
 def converted(preset: str) -> PreTrainedModel:
     return load_official_weights(get_preset(preset), official_state_dict(preset), preset)[0]
 
 
-@lru_cache(maxsize=4)
+@cache
 def fused(preset: str) -> PreTrainedModel:
     return converted(preset).fuse()
 

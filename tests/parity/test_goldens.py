@@ -3,17 +3,18 @@
 import gzip
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import BatchFeature, ImageSegmentationPipeline, PreTrainedModel, pipeline
 
 from offseg_hf.conversion.convert import build_model, load_official_weights
 from offseg_hf.zoo.presets import PRESETS, get_preset
-from tests.parity.conftest import converted
+from tests.parity.conftest import converted, fused
 from tests.parity.fill import image, label_maps, official_keys, official_state_dict, rgb_image
 
 
@@ -43,9 +44,28 @@ def assert_samples_close(actual: torch.Tensor, golden: np.ndarray, channel_step:
     torch.testing.assert_close(actual[:, ::channel_step, ::step, ::step], torch.from_numpy(golden), **TOLERANCE)
 
 
-@torch.no_grad()
+def slow_but(fast: tuple[str, ...], names: list[str]) -> list:
+    """The names as parameters; the tests of all but the `fast` ones are slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize("name", SEMANTIC)
-def test_features_and_logits(name, model_of):
+def test_features_and_logits(name):
+    assert_features_and_logits(name, converted)
+
+
+# One of each family: that a fused model is equal to the one it is made of is tested for every kind of module elsewhere
+# (tests/models, test_modes.py), so that the others repeat the goldens above.
+FUSED = ("offseg-t-ade.raw-256x256", "segformer-b0-offset-ade.raw-512x512", "segnext-t-offset-context59.raw-480x480")
+
+
+@pytest.mark.parametrize("name", slow_but(FUSED, SEMANTIC))
+def test_features_and_logits_of_fused_models(name):
+    assert_features_and_logits(name, fused)
+
+
+@torch.no_grad()
+def assert_features_and_logits(name: str, model_of: Callable[[str], PreTrainedModel]) -> None:
     golden, preset, size = load(name)
     model = model_of(preset)
     pixel_values = torch.from_numpy(image(f"{preset}:{size[0]}x{size[1]}", (len(golden["argmax"]), 3, *size)))
@@ -88,17 +108,34 @@ def assert_stages_close(feature_maps: tuple[torch.Tensor, ...], golden: dict[str
         assert_samples_close(feature_map, golden[f"stage{stage}"], channel_step=8)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", IMAGES)
+def test_pixel_values(name):
+    """What the model gets of a photo: resize, normalisation."""
+    golden, preset, size = load(name)
+    pixel_values = inputs_of(preset, size).pixel_values
+    assert pixel_values.shape == tuple(golden["pixel_shape"])
+    assert_samples_close(pixel_values, golden["pixel_values"])
+
+
+def photo_of(preset: str, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(rgb_image(f"{preset}:{size[0]}x{size[1]}", *size))
+
+
+def inputs_of(preset: str, size: tuple[int, int]) -> BatchFeature:
+    return get_preset(preset).image_processor()(photo_of(preset, size), return_tensors="pt")
+
+
+# A larger photo of the same proportions differs in `test_pixel_values`; from there on it is the same windows.
+LARGE = "offseg-t-ade.image-900x1200"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", slow_but(tuple(name for name in IMAGES if name != LARGE), IMAGES))
 def test_photo(name):
-    """From the photo to logits of its size: resize, normalisation, windows, averaging."""
+    """From the photo to logits of its size: windows, averaging."""
     golden, preset, size = load(name)
     processor = get_preset(preset).image_processor()
-    inputs = processor(rgb_image(f"{preset}:{size[0]}x{size[1]}", *size), return_tensors="pt")
-    assert inputs.pixel_values.shape == tuple(golden["pixel_shape"])
-    assert_samples_close(inputs.pixel_values, golden["pixel_values"])
-
-    output = converted(preset)(**inputs)
+    output = converted(preset)(**inputs_of(preset, size))
     (result,) = processor.post_process_semantic_segmentation(
         output, target_sizes=[size], return_segmentation_scores=True
     )
@@ -106,23 +143,32 @@ def test_photo(name):
     assert_label_map(result["segmentation"].numpy(), golden)
 
 
-# The others repeat it with other weights and sizes, of which `test_photo` knows the same goldens.
-PIPELINES = ("offseg-t-ade.image-375x500",)
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in PIPELINES else pytest.param(name, marks=pytest.mark.slow) for name in IMAGES]
-)
+@pytest.mark.parametrize("name", slow_but(("offseg-t-ade.image-375x500",), IMAGES))
 def test_stock_pipeline(name, tmp_path):
-    """transformers' own pipeline gives the official label maps: of one photo, of a list and in batches."""
+    """transformers' own pipeline gives the official label map. The other photos repeat it after `test_photo`; lists
+    and batches are tested with small models too (tests/models/test_image_processing_*.py)."""
     golden, preset, size = load(name)
-    converted(preset).save_pretrained(tmp_path)
-    get_preset(preset).image_processor().save_pretrained(tmp_path)
-    segment = pipeline("image-segmentation", model=str(tmp_path))
-    photo = Image.fromarray(rgb_image(f"{preset}:{size[0]}x{size[1]}", *size))
-    subtask = {"subtask": "semantic"} if preset.startswith("mask2former") else {}
-    for segments in (segment(photo, **subtask), *segment([photo] * 2, batch_size=2, **subtask)):
-        assert_label_map(as_label_map(segments, segment.model.config.label2id), golden)
+    segments = stock_pipeline(preset, tmp_path)(photo_of(preset, size), **subtask_of(preset))
+    assert_label_map(as_label_map(segments, converted(preset).config.label2id), golden)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGES)
+def test_stock_pipeline_in_batches(name, tmp_path):
+    golden, preset, size = load(name)
+    for segments in stock_pipeline(preset, tmp_path)([photo_of(preset, size)] * 2, batch_size=2, **subtask_of(preset)):
+        assert_label_map(as_label_map(segments, converted(preset).config.label2id), golden)
+
+
+def stock_pipeline(preset: str, folder: Path) -> ImageSegmentationPipeline:
+    """With model and image processor as they were saved."""
+    converted(preset).save_pretrained(folder)
+    get_preset(preset).image_processor().save_pretrained(folder)
+    return pipeline("image-segmentation", model=str(folder))
+
+
+def subtask_of(preset: str) -> dict[str, str]:
+    return {"subtask": "semantic"} if preset.startswith("mask2former") else {}
 
 
 def as_label_map(segments: list[dict], label2id: dict[str, int]) -> np.ndarray:

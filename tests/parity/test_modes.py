@@ -17,6 +17,10 @@ from tests.parity.fill import image
 # torch.compile finds no graph break. Whether the graph can be decomposed into torch's core operators takes minutes, as
 # do the slow tests of what compilers make of it.
 graphs = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+# The fused modules are traced in eval mode, those that were loaded in a training step: that is all code there is.
+as_loaded_or_fused = pytest.mark.parametrize(
+    "fused", [pytest.param(False, marks=pytest.mark.slow, id="as-loaded"), pytest.param(True, id="fused")]
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def scene() -> tuple[OffSegForSemanticSegmentation, torch.Tensor]:
     Random weights leave the two best classes of every twentieth pixel within the resolution of bfloat16, whoever
     computes them; a model that has learned something is what half precision is for.
     """
-    picture, labels = render_scene(3, (384, 256))
+    picture, labels = render_scene(3, (192, 128))
     processor = get_preset("offseg-t-ade").image_processor(do_resize=False)
     pixel_values = processor(picture, return_tensors="pt").pixel_values
     model = copy.deepcopy(converted("offseg-t-ade"))
@@ -176,7 +180,7 @@ def count_recomputations(model: torch.nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 @graphs
-@pytest.mark.parametrize("fused", [False, True], ids=["as-loaded", "fused"])
+@as_loaded_or_fused
 def test_is_one_graph(fused, backend, small_model):
     model = small_model.fuse() if fused else small_model
     pixel_values = images(2, 3, 70, 90)

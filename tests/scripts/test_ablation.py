@@ -20,7 +20,7 @@ def test_ablation(tmp_path):
     """Two arms are trained on the same seed and compared; what is done is not done again."""
     write_tiny(tmp_path)
     command = ("--config", "tiny.yaml", "--output", "runs", "--seeds", "3", "--jobs", "2")
-    settings = ("schedule.iterations=4", "data.num_workers=0")
+    settings = ("schedule.iterations=4",)
     first = run_script(SCRIPTS / "ablation.py", *command, *settings, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "runs" / "results.json").read_text())
@@ -50,10 +50,11 @@ def test_ablation(tmp_path):
 
 def test_a_run_that_fails_is_told(tmp_path):
     write_tiny(tmp_path)
-    command = ("--config", "tiny.yaml", "--seeds", "0", "1", "--output", "runs", "data.source=nowhere/at/all")
+    command = ("--config", "tiny.yaml", "--seeds", "-1", "1", "--output", "runs")
     result = run_script(SCRIPTS / "ablation.py", *command, cwd=tmp_path)
     assert result.returncode == 1
-    assert "both, seed 0: train failed: error: nowhere/at/all" in result.stderr
+    expected = "error: runs/both--1/arm.yaml: training: expected a seed of 0 or more, got -1"
+    assert f"both, seed -1 failed: {expected} (see runs/both--1/output.txt)" in result.stderr
     assert not (tmp_path / "runs" / "both-1").exists()
 
 

@@ -1,7 +1,5 @@
 """What is measured is what happened."""
 
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +8,7 @@ import pytest
 import torch
 from benchmark.measure import count_macs, interleaved_medians, markdown_table
 
-from tests.processes import run_script
+from tests.processes import run_python, run_script
 
 
 ROOT = Path(__file__).parents[2]
@@ -33,14 +31,7 @@ from benchmark.measure import peak_memory
 sizes = itertools.chain([160], itertools.repeat(40))
 print(peak_memory(lambda: torch.ones(next(sizes) * 250_000).sum()))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT / "scripts",
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},
-        capture_output=True,
-        text=True,
-    )
-    assert 38e6 < int(run.stdout) < 48e6, run.stderr
+    assert 38e6 < int(run_python(code, cwd=ROOT / "scripts").stdout) < 48e6
 
 
 def test_markdown_table():

@@ -110,6 +110,9 @@ def test_what_cannot_be_resumed(tmp_path):
         find_resumable(tmp_path, tmp_path / "other")
     (tmp_path / "last" / "training_state.pt").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"training_state.pt: expected the state of a training"):
+        load_state(find_resumable(tmp_path, "auto"))
+    write(tmp_path / "best", 4)
+    with pytest.raises(ValueError, match=r"training_state.pt: expected the state of a training"):
         find_resumable(tmp_path, "auto")
 
 

@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 from transformers import (
     AutoModelForSemanticSegmentation,
-    AutoModelForUniversalSegmentation,
     Trainer,
     TrainingArguments,
     default_data_collator,
     pipeline,
 )
 
-from offseg_hf import OffsetMask2FormerForUniversalSegmentation
 from offseg_hf.data.training_set import TrainingSet
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.build import (
@@ -33,8 +30,6 @@ from offseg_hf.training.log import check_tracker
 from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.state import WeightAverage, seed_generators
-from tests.tiny import MASK2FORMER
-from tests.training.tiny import RECIPE
 
 
 @pytest.fixture
@@ -50,15 +45,16 @@ def log_of(output: Path) -> list[dict]:
 def test_it_learns(processes):
     """The loss falls far below that of the first iterations, and what is saved is a model for anyone."""
     output = processes.folder / "learned"
-    settings = ("optimizer.learning_rate=3e-3", "schedule.iterations=120", "schedule.warmup_iterations=10")
-    intervals = ("training.evaluation_interval=60", "training.checkpoint_interval=1000", "training.log_interval=10")
+    settings = ("optimizer.learning_rate=8e-3", "schedule.iterations=28")
+    intervals = ("training.evaluation_interval=14", "training.checkpoint_interval=1000", "training.log_interval=4")
     regular = ("training.ema_decay=null", "model.config.drop_path_rate=0", "augmentation.photometric=false")
-    messages = processes.run("--config", "tiny.yaml", "--output", output, *settings, *intervals, *regular)
+    alike = "augmentation.ratio_range=[1.0, 1.0]"
+    messages = processes.run("--config", "tiny.yaml", "--output", output, *settings, *intervals, *regular, alike)
     losses = [line["loss"] for line in log_of(output) if "loss" in line]
-    assert len(losses) == 12
+    assert len(losses) == 7
     assert losses[0] > 1.8 and losses[-1] < 0.5 * losses[0]
     scores = {line["iteration"]: line["mIoU"] for line in log_of(output) if "mIoU" in line}
-    assert scores.keys() == {60, 120}
+    assert scores.keys() == {14, 28}
     assert max(scores.values()) > 0.15  # sky everywhere would be 0.05
     assert f"{max(scores.values()):.4f}" in messages
 
@@ -101,22 +97,6 @@ def test_a_sample_that_cannot_be_used_is_named(processes, tmp_path):
     assert training.wait() == 1
     assert re.search(r"^error: .*masks/train/\d{6}\.png.*77", training.messages, re.MULTILINE)
     assert "Traceback" not in training.messages
-
-
-def test_mask2former_trains(processes, tmp_path):
-    recipe = tmp_path / "mask2former.yaml"
-    values = yaml.safe_load(RECIPE)
-    values["model"] = {"preset": "mask2former-swin-t-offset-ade", "config": MASK2FORMER}
-    values["schedule"] = {"iterations": 3}
-    values["optimizer"] |= {"max_gradient_norm": 0.01, "encoder_multiplier": 0.1}
-    recipe.write_text(yaml.safe_dump(values))
-    output = tmp_path / "output"
-    processes.run("--config", recipe, "--output", output)
-    lines = log_of(output)
-    assert [line["iteration"] for line in lines] == [1, 2, 3, 3]
-    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines[:3])
-    model = AutoModelForUniversalSegmentation.from_pretrained(output / "last")
-    assert isinstance(model, OffsetMask2FormerForUniversalSegmentation)
 
 
 def test_trainer_of_transformers(recipe, tmp_path):

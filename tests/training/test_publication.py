@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 from tests.local_hub.faults import Answer
-from tests.training.processes import ROOT
+from tests.processes import ROOT
 from tests.training.tiny import write_tiny
 
 
@@ -27,7 +27,8 @@ from offseg_hf.data.push import push_segmentation_data
 
 os.chdir(sys.argv[1])
 push_segmentation_data("scenes", "tester/scenes")
-common = ["data.source=tester/scenes", "data.num_workers=0"]
+schedule = ["schedule.iterations=2", "schedule.warmup_iterations=1", "training.evaluation_interval=1"]
+common = ["data.source=tester/scenes", *schedule]
 
 
 def run(name, *arguments, token=os.environ["HF_TOKEN"]):
@@ -41,9 +42,8 @@ def run(name, *arguments, token=os.environ["HF_TOKEN"]):
 
 
 def train(name, *options, **others):
-    hub = f"training.hub_repository={name}"
-    output = f"runs/{name}"
-    run(name, "train", "--config", "tiny.yaml", *common, hub, "--output", output, *options, **others)
+    settings = [*common, f"training.hub_repository={name}", "--output", f"runs/{name}", *options]
+    run(name, "train", "--config", "tiny.yaml", *settings, **others)
 
 
 train("once", "training.hub_private=true")
@@ -103,7 +103,7 @@ def test_a_training_whose_uploads_fail_is_done_nevertheless(hub):
     assert error.startswith("error: the training is done and runs/never/best holds its best model, but it is not on")
     assert "`offseg push runs/never/best tester/never` sends it" in error
     lines = (hub.folder / "runs" / "never" / "log.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["iteration"] == 8 and "mIoU" in json.loads(lines[-1])
+    assert json.loads(lines[-1])["iteration"] == 2 and "mIoU" in json.loads(lines[-1])
     weights = [
         load((hub.folder / "runs" / name / "last/model.safetensors").read_bytes()) for name in ("once", "never")
     ]
@@ -143,7 +143,7 @@ def test_environment(hub):
 def test_two_processes(hub):
     """One of them sends, the other waits."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    settings = ["data.num_workers=0", "training.hub_repository=tester/two", "--output", "runs/two"]
+    settings = ["training.hub_repository=tester/two", "--output", "runs/two"]
     process = subprocess.run(
         [*launcher, ROOT / "scripts" / "train.py", "--config", "tiny.yaml", *settings],
         cwd=hub.folder,

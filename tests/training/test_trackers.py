@@ -36,7 +36,7 @@ def test_tensorboard(processes: Trainings, tmp_path):
     training.wait_for(lambda: log.exists() and log.read_text().count("\n") >= 4)
     training.send(signal.SIGKILL)
     assert training.wait() == -signal.SIGKILL
-    again = processes.start(*arguments("tensorboard", output), "data.num_workers=0")
+    again = processes.start(*arguments("tensorboard", output))
     assert again.wait() == 0, again.messages
     assert f"going on from {output}/last" in again.messages
 

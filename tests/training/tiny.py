@@ -35,7 +35,7 @@ model:
     do_reduce_labels: false
 data:
   source: scenes
-  num_workers: 2
+  num_workers: 0
 augmentation:
   scale: [96, 64]
   ratio_range: [1.0, 2.0]

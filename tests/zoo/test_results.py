@@ -16,7 +16,7 @@ from offseg_hf.zoo.results import load_results, model_cards_folder, read_results
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 # Small ones; of the others, the larger sizes differ in numbers only.
 COUNTED = (
-    "offseg-t-cityscapes",
+    "offseg-t-ade",
     "segformer-b0-offset-cocostuff",
     "segnext-t-offset-context59",
 )

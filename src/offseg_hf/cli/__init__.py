@@ -4,6 +4,8 @@ Exit codes: 0 all done; 1 an error, an input that failed, or an output that exis
 130 interrupted. `OFFSEG_DEBUG=1` shows the traceback of an error.
 """
 
+import atexit
+import gc
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -276,8 +278,11 @@ def _report(outcome) -> None:
         stderr.print(f"kept: {outcome.source}: {outcome.message} (--overwrite replaces it)", style="yellow")
 
 
-def main() -> None:
-    app(prog_name="offseg")
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and end the process; by default that of the command line."""
+    # At its end Python would look for cycles among all that torch and transformers are made of, for a second.
+    atexit.register(gc.freeze)
+    app(arguments, prog_name="offseg")
 
 
 if __name__ == "__main__":

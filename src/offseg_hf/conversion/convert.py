@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers import initialization as init
 
 from offseg_hf.conversion.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from offseg_hf.conversion.keys import Fit, KeyTable, fit, fit_any, has_own_names, other_num_classes, without_prefixes
@@ -91,11 +92,15 @@ def load_official_weights(
     the matter: the preset that the weights belong to, their number of classes, or the keys that do not fit.
     """
     _refuse_own(weights, source)
-    model = build_model(preset, names)
+    with init.no_init_weights():  # random values take longer than those that replace them
+        model = build_model(preset, names)
     fitted = fit_any(weights, OFFICIAL_TABLES[model.config.model_type], model.state_dict())
     if not fitted.is_complete:
         raise CheckpointError(f"{source}: expected the weights of {preset.name}, got {_describe(weights, fitted)}")
     model.load_state_dict(fitted.weights, strict=False)  # strict but for batch counters, which `fit` leaves out
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # which keeps them as they are
+    model.init_weights()  # what is in no checkpoint: the bases of SegNeXt's matrix factorization
     return model.eval(), fitted
 
 
@@ -128,7 +133,7 @@ def _count_classes(preset: Preset, weights: Mapping[str, Tensor], source: str) -
     """How many classes official weights are of; raises CheckpointError if more than that distinguishes them from the
     preset's."""
     _refuse_own(weights, source)
-    table, ours = _preset_weights()[preset.name]
+    table, ours = _weights_of(preset.name)
     fitted = fit_any(on_meta(weights), table, ours)
     count = other_num_classes(fitted, ours, len(preset.labels))
     if fitted.missing or fitted.left_over or (fitted.misshaped and count is None):
@@ -155,15 +160,12 @@ def fitting_presets(weights: Mapping[str, Tensor], any_classes: bool = False) ->
     """
     if has_own_names(weights):
         return []
-    return [
-        name
-        for bare in without_prefixes(on_meta(weights))
-        for name, (table, ours) in _preset_weights().items()
-        if _fits(bare, name, table, ours, any_classes)
-    ]
+    return [name for bare in without_prefixes(on_meta(weights)) for name in PRESETS if _fits(bare, name, any_classes)]
 
 
-def _fits(weights: Mapping[str, Tensor], name: str, table: KeyTable, ours: dict[str, Tensor], any_classes: bool):
+def _fits(weights: Mapping[str, Tensor], name: str, any_classes: bool) -> bool:
+    table, ours = _weights_of(name)
+
     def is_right(fitted: Fit) -> bool:
         is_of_others = any_classes and other_num_classes(fitted, ours, len(PRESETS[name].labels)) is not None
         return not fitted.left_over and (not fitted.misshaped or is_of_others)
@@ -186,7 +188,7 @@ def describe_misfit(weights: Mapping[str, Tensor]) -> str:
             f"of {_classes_of(count, preset)}: they are {preset.name}'s but for that, from a training of one's own; "
             f"`offseg convert --preset {preset.name}` takes them, `offseg push` publishes the model"
         )
-    fits = {name: fit_any(on_meta(weights), table, ours) for name, (table, ours) in _preset_weights().items()}
+    fits = {name: fit_any(on_meta(weights), *_weights_of(name)) for name in PRESETS}
     nearest = min(fits, key=lambda name: fits[name].num_problems)
     return f"of none: {', '.join(list(weights)[:3])}, ... (the nearest is {nearest}: {fits[nearest].counts()})"
 
@@ -227,27 +229,22 @@ def on_meta(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @cache
-def _preset_weights() -> dict[str, tuple[KeyTable, dict[str, Tensor]]]:
-    """Of every preset the table of its family and the state dict of its model, without values."""
-    models: dict[tuple[str, str], PreTrainedModel] = {}
-    found = {}
-    for name, preset in PRESETS.items():
-        architecture = (preset.family, preset.size)
-        if architecture not in models:
-            with torch.device("meta"):
-                models[architecture] = build_model(preset, [str(index) for index in range(UNUSUAL)])
-        model = models[architecture]
-        found[name] = OFFICIAL_TABLES[model.config.model_type], _of_classes(model.state_dict(), len(preset.labels))
-    return found
+def _weights_of(preset: str) -> tuple[KeyTable, dict[str, Tensor]]:
+    """The table of a preset's family and the state dict of its model, without values."""
+    model_type, weights = _architecture(PRESETS[preset].family, PRESETS[preset].size)
+    num_labels = len(PRESETS[preset].labels)
+    sizes = {UNUSUAL: num_labels, UNUSUAL + 1: num_labels + 1}  # masks have a class for nothing beside them
+    shapes = {key: [sizes.get(length, length) for length in tensor.shape] for key, tensor in weights.items()}
+    return OFFICIAL_TABLES[model_type], {key: weights[key].new_empty(shape) for key, shape in shapes.items()}
 
 
-def _of_classes(weights: Mapping[str, Tensor], num_labels: int) -> dict[str, Tensor]:
-    """Shapes for `num_labels` classes from those for UNUSUAL; masks have a class for nothing beside them."""
-    sizes = {UNUSUAL: num_labels, UNUSUAL + 1: num_labels + 1}
-    return {
-        key: tensor.new_empty([sizes.get(length, length) for length in tensor.shape])
-        for key, tensor in weights.items()
-    }
+@cache
+def _architecture(family: str, size: str) -> tuple[str, dict[str, Tensor]]:
+    """The model type and the state dict of a model of UNUSUAL classes, without values."""
+    preset = next(preset for preset in PRESETS.values() if (preset.family, preset.size) == (family, size))
+    with torch.device("meta"):
+        model = build_model(preset, [str(index) for index in range(UNUSUAL)])
+    return model.config.model_type, model.state_dict()
 
 
 def build_model(preset: Preset, names: Sequence[str] | None = None) -> PreTrainedModel:

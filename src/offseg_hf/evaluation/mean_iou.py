@@ -1,6 +1,6 @@
 """`mean_iou` for Hugging Face's `evaluate`: its interface, in constant memory and without files.
 
-    metric = evaluate.load(offseg_hf.evaluation.metric.MEAN_IOU_SCRIPT)
+    metric = evaluate.load(offseg_hf.MEAN_IOU_SCRIPT)
     metric.add_batch(predictions=..., references=...)
     metric.compute(num_labels=150, ignore_index=255)
 

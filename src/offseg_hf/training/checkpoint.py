@@ -85,13 +85,16 @@ def exclusive(output: Path) -> Iterator[None]:
         yield
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU; raises ValueError or OSError if there is none that can be read."""
+def load_state(folder: Path, mmap: bool = False) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; raises ValueError or OSError if there is none that can be read.
+
+    mmap: read tensors from the disk only when they are used.
+    """
     path = folder / STATE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected a checkpoint to resume from, got no {STATE_FILE} in it")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path}: expected the state of a training, got a file that cannot be read: {one_line(error)}"
@@ -128,7 +131,9 @@ def find_resumable(output: Path, resume: str | Path | None) -> Path | None:
 def find_checkpoints(output: Path) -> list[Path]:
     """The checkpoints in the folder of a training, the newest first; `last` before `best` if they are of one age."""
     folders = [output / name for name in CHECKPOINTS if (output / name / STATE_FILE).is_file()]
-    return sorted(folders, key=lambda folder: -load_state(folder)["progress"]["iteration"])
+    if len(folders) < 2:
+        return folders
+    return sorted(folders, key=lambda folder: -load_state(folder, mmap=True)["progress"]["iteration"])
 
 
 def require_same_recipe(recipe: Recipe, saved: dict[str, Any], checkpoint: Path) -> None:

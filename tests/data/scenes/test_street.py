@@ -12,7 +12,7 @@ SIZE = (96, 72)
 
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(np.asarray(image), labels) for image, labels in (render_scene(seed, SIZE) for seed in range(24))]
+    return [(np.asarray(image), labels) for image, labels in (render_scene(seed, SIZE) for seed in range(12))]
 
 
 def test_a_seed_is_a_scene(scenes):
