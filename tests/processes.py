@@ -5,10 +5,9 @@ and answers on stdout. There are four kinds of it, of which the first three have
 
 - `with_transformers`: torch and transformers are there, with settings from an environment that is offline and has a
   cache of its own for the code of saved models: nothing that is read on import can be set for a single process.
-- `clients_with`: the same for the clients of one Hub, whose environments differ in nothing that is read on import;
-  what is there is what they have needed.
 - `with_torch`: torch is there, and what is neither ours nor of Hugging Face, whose libraries look at the environment
-  when they are imported: for clients of a Hub, each with an environment of its own.
+  when they are imported.
+- `Clients`: forked of `with_torch`, with what clients of a Hub have needed so far, for each environment of theirs.
 - `with_ours`: forked of `with_transformers`, with what trains and evaluates: for what runs beside a test.
 
 For what importing itself does, start a real process.
@@ -89,21 +88,6 @@ def run_script(path: Path, *arguments: object, cwd: Path = ROOT, **environment: 
     return run_python(script, *arguments, cwd=cwd, check=False, name=str(path), **environment)
 
 
-def run_client(script: str, *arguments: object, clients: "Server", **environment: str) -> subprocess.CompletedProcess:
-    """The same for one of the `clients` of a Hub: with these changes of their environment."""
-    changed = {name for name, value in environment.items() if clients.environment.get(name) != value}
-    server = clients if changed <= READ_WHEN_USED else _with_torch()
-    if server is clients:
-        clients.ask("preload", modules=WITH_TRANSFORMERS if NEEDS_MODELS.search(script) else WITH_HUB)
-    (process,) = _run(server, [clients.environment | environment], script, ["-c", *map(str, arguments)], Path.cwd())
-    return process
-
-
-def clients_with(environment: dict[str, str]) -> "Server":
-    """Of processes with what they need of Hugging Face, which have this environment and no other; to be closed."""
-    return _serve((), TemporaryDirectory(), environment, environment)
-
-
 def run_together(number: int, script: str, *arguments: object, cwd: Path = ROOT) -> list[subprocess.CompletedProcess]:
     """The same for processes that find each other, as `torchrun --nproc_per_node number` starts them."""
     processes = _run(_with_transformers(), ranks(number), script, ["-c", *map(str, arguments)], cwd)
@@ -156,6 +140,34 @@ class Server:
         self.answers.close()
         if self.process is not None:
             self.process.wait()
+        self.folder.cleanup()
+
+
+class Clients:
+    """Processes with the environment of a Hub, some with changes of it.
+
+    The libraries of Hugging Face look at the environment when they are imported: processes whose environments differ
+    in what is read then are forked of different ones.
+    """
+
+    def __init__(self, environment: dict[str, str]):
+        self.environment = environment
+        self._servers: dict[tuple[tuple[str, str], ...], Server] = {}
+
+    def run(self, script: str, *arguments: object, **changed: str) -> subprocess.CompletedProcess:
+        """What `python -c script arguments` does, as `run_python` has it, with these changes of the environment."""
+        kept = {name: value for name, value in changed.items() if name not in READ_WHEN_USED}
+        key = tuple(sorted((self.environment | kept).items()))
+        if key not in self._servers:
+            self._servers[key] = _forked(_with_torch(), (), dict(key))
+        server = self._servers[key]
+        server.ask("preload", modules=WITH_TRANSFORMERS if NEEDS_MODELS.search(script) else WITH_HUB)
+        (process,) = _run(server, [changed], script, ["-c", *map(str, arguments)], Path.cwd())
+        return process
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
 
 
 def _run(
@@ -190,15 +202,19 @@ def _with_torch() -> Server:
 @cache
 def with_ours() -> Server:
     """Of processes that have imported offseg_hf and may be sent signals while they run."""
-    parent, folder = _with_transformers(), TemporaryDirectory()
+    server = _forked(_with_transformers(), OURS, _with_transformers().environment)
+    register(server.close)
+    return server
+
+
+def _forked(parent: Server, modules: tuple[str, ...], environment: dict[str, str]) -> Server:
+    """A process forked of another, with more modules and an environment of its own; to be closed."""
+    folder = TemporaryDirectory()
     pipes = requests, answers = [f"{folder.name}/{name}" for name in ("requests", "answers")]
     for pipe in pipes:
         os.mkfifo(pipe)
-    parent.ask("fork", modules=OURS, requests=requests, answers=answers)
-    server = Server(open(requests, "w"), open(answers), parent.environment, folder)
-    register(folder.cleanup)
-    register(server.close)
-    return server
+    parent.ask("fork", modules=modules, requests=requests, answers=answers, environment=environment)
+    return Server(open(requests, "w"), open(answers), environment, folder)
 
 
 def _serve(
@@ -254,14 +270,16 @@ def wait(pid: int, blocks: bool) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def fork(modules: list[str], requests: str, answers: str) -> int:
-    """The number of a process as this one, which has more modules and other pipes."""
+def fork(modules: list[str], requests: str, answers: str, environment: dict[str, str]) -> int:
+    """The number of a process as this one, which has more modules, other pipes and an environment of its own."""
     child = os.fork()
     if not child:
         try:
             with open(requests) as stdin, open(answers, "w") as stdout:
                 os.dup2(stdin.fileno(), 0)
                 os.dup2(stdout.fileno(), 1)
+            os.environ.clear()
+            os.environ.update(environment)
             preload(modules)
             serve()
         except BaseException:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.local_hub.clients import WITHOUT_WAITING
+
 
 pytest_plugins = ["tests.local_hub.fixtures"]
 
@@ -54,12 +56,6 @@ for name, split, options in json.loads(sys.argv[1]):
     except ValueError as error:
         results.append([str(error), explain(error)])
 print(json.dumps(results))
-"""
-
-# The client tries six times for each of two files, and waits 23 seconds in between.
-WITHOUT_WAITING = """
-import time
-time.sleep = lambda seconds: None
 """
 
 

@@ -16,7 +16,6 @@ from offseg_hf.hub.publish import VerificationError, recognise, verify
 from offseg_hf.zoo.presets import PRESETS
 from tests.local_hub.faults import Answer, CutUpload
 from tests.parity.fill import official_keys, official_state_dict
-from tests.processes import run_client
 from tests.small_model import save_small_model
 
 
@@ -56,7 +55,7 @@ def publish(hub, folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; nothing may be left behind."""
     hub.home.mkdir(exist_ok=True)
     command = ["publish", folder, "--org", "hvision", *arguments]
-    process = run_client(OFFSEG_COMMAND, *command, clients=hub.clients, TMPDIR=str(hub.home), NO_COLOR="1")
+    process = hub.clients.run(OFFSEG_COMMAND, *command, TMPDIR=str(hub.home), NO_COLOR="1")
     assert not list(hub.home.glob("offseg-publish-*"))
     return process.returncode, process.stdout, process.stderr
 

@@ -12,7 +12,7 @@ import pytest
 from tests.local_hub import MODES
 from tests.local_hub.hub import Hub
 from tests.local_hub.server import HubServer
-from tests.processes import Server, clients_with, run_client
+from tests.processes import Clients
 
 
 USER = "tester"
@@ -42,9 +42,9 @@ class LocalHub(HubServer):
         self.hub.expired_tokens.add(EXPIRED_TOKEN)
 
     @cached_property
-    def clients(self) -> Server:
-        """What clients with the environment of this Hub are forked of."""
-        return clients_with(self.environment)
+    def clients(self) -> Clients:
+        """Processes with the environment of this Hub."""
+        return Clients(self.environment)
 
     def __exit__(self, *exception) -> None:
         if "clients" in vars(self):
@@ -84,7 +84,7 @@ class LocalHub(HubServer):
     def run(self, script: str, *arguments: str | Path, **environment: str | Path) -> str:
         """What a Python script prints that runs as a client of the Hub; fails the test if the script fails."""
         changed = {key: str(value) for key, value in environment.items()}
-        process = run_client(script, *arguments, clients=self.clients, **changed)
+        process = self.clients.run(script, *arguments, **changed)
         assert process.returncode == 0, process.stderr
         return process.stdout
 
