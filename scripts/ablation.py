@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
+from threading import Event
 
 from benchmark.measure import markdown_table
 from PIL import Image
@@ -61,14 +62,7 @@ def main() -> None:
         recipe = load_recipe(arguments.config, arguments.settings)
         arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
-        runs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]  # whole pairs come first
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            try:
-                for future in [pool.submit(run_once, arguments, recipe.data.source, *run) for run in runs]:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what has begun ends by itself: it failed, or got the signal too
-                raise
+        run_all(arguments, recipe.data.source)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -78,6 +72,29 @@ def main() -> None:
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw_results(results).save(arguments.output / "curves.png")
     print(table(results), class_table(results), sep="\n\n")
+
+
+def run_all(arguments: argparse.Namespace, source: str) -> None:
+    """Do all runs, some at a time; after one that fails, no other begins."""
+    runs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]  # whole pairs come first
+    failed = Event()
+
+    def run(arm: str, seed: int) -> None:
+        if failed.is_set():
+            return
+        try:
+            run_once(arguments, source, arm, seed)
+        except BaseException:
+            failed.set()  # before this thread takes the next run
+            raise
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            for future in [pool.submit(run, *pair) for pair in runs]:
+                future.result()
+        except BaseException:
+            failed.set()  # or interrupted; what has begun ends by itself: it failed, or got the signal too
+            raise
 
 
 def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) -> None:

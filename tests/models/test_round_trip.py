@@ -1,11 +1,18 @@
 """Weights are loaded as they were saved, bit by bit, also by another process, and files hold nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 
 from offseg_hf import (
     EfficientFormerV2Backbone,
@@ -34,17 +41,38 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
-def model(request):
+@pytest.fixture(scope="module")
+def models() -> dict[str, PreTrainedModel]:
     """In eval mode, with values unlike those of any initialisation in every parameter and buffer."""
     generator = torch.Generator().manual_seed(0)
-    model = MODELS[request.param]().eval()
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(0.02 + 0.1 * torch.rand(tensor.shape, generator=generator))
-        else:
-            tensor.fill_(7)
-    return model
+    models = {name: make().eval() for name, make in MODELS.items()}
+    for model in models.values():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(0.02 + 0.1 * torch.rand(tensor.shape, generator=generator))
+            else:
+                tensor.fill_(7)
+    return models
+
+
+@pytest.fixture(scope="module")
+def saved(models, tmp_path_factory) -> Path:
+    """A folder with a folder of each."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(params=MODELS)
+def model(request, models) -> PreTrainedModel:
+    return models[request.param]
+
+
+@pytest.fixture
+def folder(request, model, saved) -> Path:
+    """Where the model is saved."""
+    return saved / request.node.callspec.params["model"]
 
 
 def pixel_values() -> torch.Tensor:
@@ -69,62 +97,59 @@ def assert_same_model(loaded: torch.nn.Module, model: torch.nn.Module) -> None:
     assert_same_outputs(outputs(loaded), outputs(model))
 
 
-def test_class(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+def test_class(model, folder, tmp_path):
+    """What was loaded can be saved again, the same to the byte."""
+    loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     assert_same_model(loaded, model)
+    loaded.save_pretrained(tmp_path)
+    for first in folder.iterdir():
+        assert (tmp_path / first.name).read_bytes() == first.read_bytes(), first.name
 
 
-def test_auto_class(model, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_auto_class(model, folder):
     if isinstance(model, EfficientFormerV2Backbone):
         # The method itself takes names on the Hub only: before this, it asks there whether the name exists.
-        loaded = super(AutoBackbone.__base__, AutoBackbone).from_pretrained(tmp_path)
+        loaded = super(AutoBackbone.__base__, AutoBackbone).from_pretrained(folder)
     else:
-        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert_same_model(loaded, model)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+    assert type(AutoConfig.from_pretrained(folder)) is type(model.config)
 
 
-def test_file(model, tmp_path):
+def test_file(model, folder):
     """One entry per parameter and statistic under its own name, none shared and none left over."""
-    model.save_pretrained(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         assert file.metadata() == {"format": "pt"}
+    names = model.state_dict().keys()
     expected = dict(model.named_parameters()) | {
-        name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()
+        name: buffer for name, buffer in model.named_buffers() if name in names
     }
     assert_same_weights(tensors, expected)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    assert size < (tmp_path / "model.safetensors").stat().st_size < size + 200 * len(tensors)
+    assert size < (folder / "model.safetensors").stat().st_size < size + 200 * len(tensors)
 
 
-def test_fresh_process(model, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_fresh_process(models, saved, tmp_path):
+    """All of them in one that only imports offseg_hf."""
     script = """
 import sys
 import torch
 import offseg_hf
 from tests.models.test_round_trip import outputs
 
-name, folder = sys.argv[1:]
-model = getattr(offseg_hf, name).from_pretrained(folder)
-torch.save((model.state_dict(), outputs(model)), f"{folder}/loaded.pt")
+saved, results, *names = sys.argv[1:]
+for name, kind in zip(names[::2], names[1::2]):
+    model = getattr(offseg_hf, kind).from_pretrained(f"{saved}/{name}")
+    torch.save((model.state_dict(), outputs(model)), f"{results}/{name}.pt")
 """
-    run_python(script, type(model).__name__, tmp_path)
-    state_dict, loaded_outputs = torch.load(tmp_path / "loaded.pt")
-    assert_same_weights(state_dict, model)
-    assert_same_outputs(loaded_outputs, outputs(model))
-
-
-def test_second_generation(model, tmp_path):
-    """What was loaded can be saved again, the same to the byte."""
-    model.save_pretrained(tmp_path / "first")
-    type(model).from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
-    for first in (tmp_path / "first").iterdir():
-        assert (tmp_path / "second" / first.name).read_bytes() == first.read_bytes(), first.name
+    names = [name for item in models.items() for name in (item[0], type(item[1]).__name__)]
+    run_python(script, saved, tmp_path, *names)
+    for name, model in models.items():
+        state_dict, loaded_outputs = torch.load(tmp_path / f"{name}.pt")
+        assert_same_weights(state_dict, model)
+        assert_same_outputs(loaded_outputs, outputs(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
