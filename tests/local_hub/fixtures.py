@@ -1,11 +1,14 @@
 """The fixture `local_hub`; a module of tests has it by `pytest_plugins = ["tests.local_hub.fixtures"]`."""
 
 import os
+import socket
 import subprocess
 import sys
+from atexit import register
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -31,9 +34,9 @@ class LocalHub(HubServer):
     stranger_token = STRANGER_TOKEN
     expired_token = EXPIRED_TOKEN
 
-    def __init__(self, folder: Path):
-        super().__init__(Hub(folder / "hub"))
-        self.home = folder / "home"
+    def __init__(self, folder: Path, home: Path, port: int):
+        super().__init__(Hub(folder), port)
+        self.home = home
         self._clients: list[subprocess.Popen] = []
         self.hub.add_user(USER, TOKEN, ORGANIZATIONS)
         self.hub.add_user(USER, READ_ONLY_TOKEN)
@@ -41,14 +44,12 @@ class LocalHub(HubServer):
         self.hub.add_user("stranger", STRANGER_TOKEN)
         self.hub.expired_tokens.add(EXPIRED_TOKEN)
 
-    @cached_property
+    @property
     def clients(self) -> Clients:
         """Processes with the environment of this Hub."""
-        return Clients(self.environment)
+        return _clients(tuple(self.environment.items()))
 
     def __exit__(self, *exception) -> None:
-        if "clients" in vars(self):
-            self.clients.close()
         for client in self._clients:  # which go on after a test that failed
             client.kill()
         super().__exit__(*exception)
@@ -56,7 +57,8 @@ class LocalHub(HubServer):
     @property
     def environment(self) -> dict[str, str]:
         """For clients of the user who may write."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        others = ("HF_", "HUGGING", "PYTEST_")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(others)}
         return inherited | {
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": TOKEN,
@@ -89,8 +91,24 @@ class LocalHub(HubServer):
         return process.stdout
 
 
+@cache
+def _clients(environment: tuple[tuple[str, str], ...]) -> Clients:
+    clients = Clients(dict(environment))
+    register(clients.close)
+    return clients
+
+
+@pytest.fixture(scope="session")
+def _address() -> int:
+    """A port for one Hub after the other: with one address and one home, their clients are forked of one process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
-def local_hub(tmp_path_factory) -> Iterator[LocalHub]:
+def local_hub(tmp_path_factory, _address) -> Iterator[LocalHub]:
     """A Hub with nothing in it, for the tests of one module."""
-    with LocalHub(tmp_path_factory.mktemp("local_hub")) as hub:
+    home = tmp_path_factory.getbasetemp() / "home_of_the_clients"
+    rmtree(home, ignore_errors=True)
+    with LocalHub(tmp_path_factory.mktemp("local_hub"), home, _address) as hub:
         yield hub

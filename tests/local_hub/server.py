@@ -34,13 +34,13 @@ class HubServer:
     Its content network is the same server under another name, so that clients take it for another origin.
     """
 
-    def __init__(self, hub: Hub):
+    def __init__(self, hub: Hub, port: int = 0):
         self.hub = hub
         self.log: list[LogEntry] = []
         self.faults = Faults()
         self.is_away = True
         self._coming_and_going = Lock()
-        self._listener = Listener(self, port=0)
+        self._listener = Listener(self, port)
         self.endpoint = f"http://127.0.0.1:{self._listener.server_port}"
         self.cdn = f"http://localhost:{self._listener.server_port}"
 
