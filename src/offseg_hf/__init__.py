@@ -6,7 +6,53 @@ Importing the package makes its models known to transformers' Auto classes and t
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
+    from offseg_hf.adaptation.apply import apply_offset_learning as apply_offset_learning
+    from offseg_hf.adaptation.smp import with_offset_learning as with_offset_learning
+    from offseg_hf.conversion import convert_checkpoint as convert_checkpoint
+    from offseg_hf.conversion import load_pretrained as load_pretrained
+    from offseg_hf.data.dataset import label_set_of as label_set_of
+    from offseg_hf.data.dataset import load_segmentation_data as load_segmentation_data
+    from offseg_hf.evaluation.metric import MEAN_IOU_SCRIPT as MEAN_IOU_SCRIPT
+    from offseg_hf.evaluation.metric import MeanIoU as MeanIoU
+    from offseg_hf.models.configuration_offseg import EfficientFormerV2Config as EfficientFormerV2Config
+    from offseg_hf.models.configuration_offseg import OffSegConfig as OffSegConfig
+    from offseg_hf.models.configuration_offset_alignment import OffsetAlignmentConfig as OffsetAlignmentConfig
+    from offseg_hf.models.configuration_offset_learning import OffsetLearningConfig as OffsetLearningConfig
+    from offseg_hf.models.configuration_offset_mask2former import OffsetMask2FormerConfig as OffsetMask2FormerConfig
+    from offseg_hf.models.configuration_offset_segformer import OffsetSegformerConfig as OffsetSegformerConfig
+    from offseg_hf.models.configuration_offset_segnext import MscanConfig as MscanConfig
+    from offseg_hf.models.configuration_offset_segnext import OffsetSegNextConfig as OffsetSegNextConfig
+    from offseg_hf.models.image_processing_offseg import OffSegImageProcessor as OffSegImageProcessor
+    from offseg_hf.models.image_processing_offset_mask2former import (
+        OffsetMask2FormerImageProcessor as OffsetMask2FormerImageProcessor,
+    )
+    from offseg_hf.models.modeling_offseg import EfficientFormerV2Backbone as EfficientFormerV2Backbone
+    from offseg_hf.models.modeling_offseg import OffSegBackbone as OffSegBackbone
+    from offseg_hf.models.modeling_offseg import OffSegForSemanticSegmentation as OffSegForSemanticSegmentation
+    from offseg_hf.models.modeling_offset_alignment import (
+        OffsetAlignmentForUniversalSegmentation as OffsetAlignmentForUniversalSegmentation,
+    )
+    from offseg_hf.models.modeling_offset_learning import (
+        OffsetLearningForSemanticSegmentation as OffsetLearningForSemanticSegmentation,
+    )
+    from offseg_hf.models.modeling_offset_mask2former import (
+        OffsetMask2FormerForUniversalSegmentation as OffsetMask2FormerForUniversalSegmentation,
+    )
+    from offseg_hf.models.modeling_offset_segformer import (
+        OffsetSegformerForSemanticSegmentation as OffsetSegformerForSemanticSegmentation,
+    )
+    from offseg_hf.models.modeling_offset_segnext import MscanBackbone as MscanBackbone
+    from offseg_hf.models.modeling_offset_segnext import OffsetSegNextBackbone as OffsetSegNextBackbone
+    from offseg_hf.models.modeling_offset_segnext import (
+        OffsetSegNextForSemanticSegmentation as OffsetSegNextForSemanticSegmentation,
+    )
+    from offseg_hf.models.offset_learning import OffsetAlignment as OffsetAlignment
+    from offseg_hf.models.offset_learning import OffsetLearning as OffsetLearning
+    from offseg_hf.training.recipe import load_recipe as load_recipe
 
 __version__ = "0.1.0"
 
@@ -47,7 +93,7 @@ _MODULE_OF = {
 __all__ = ["register", *_MODULE_OF]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     register()

@@ -40,6 +40,7 @@ from transformers import (
 
 from offseg_hf import OffsetAlignment, OffsetAlignmentConfig, OffsetAlignmentForUniversalSegmentation
 from offseg_hf.models.modeling_offset_alignment import align_masks
+from offseg_hf.models.offset_learning import OffsetLearningOptions
 from tests.comparison import assert_same_outputs, assert_same_weights
 from tests.processes import run_python
 
@@ -137,7 +138,7 @@ def stock_model(kind: str) -> PreTrainedModel:
 
 def moved_model(kind: str, **branches: bool) -> OffsetAlignmentForUniversalSegmentation:
     """Aligned, with offsets that show."""
-    model = align_masks(stock_model(kind), **branches)
+    model = align_masks(stock_model(kind), OffsetLearningOptions(**branches))
     for projection in projections(model).values():
         torch.nn.init.normal_(projection, std=0.3)
     return model
@@ -218,7 +219,7 @@ def test_warm_start_equals_the_stock_model(stock):
 def test_every_mask_is_aligned(kind, stock):
     """All predictions are the alignment's own, and it is one for all layers."""
     asked = ask_for_auxiliary_logits(stock)
-    model = align_masks(stock, warm_start=False)
+    model = align_masks(stock, OffsetLearningOptions(warm_start=False))
     (alignment,) = [module for module in model.modules() if isinstance(module, OffsetAlignment)]
     masks = []
     alignment.register_forward_hook(lambda module, inputs, output: masks.append(output))
@@ -232,7 +233,7 @@ def test_every_mask_is_aligned(kind, stock):
 
 
 def test_from_scratch(stock):
-    model = align_masks(stock, warm_start=False)
+    model = align_masks(stock, OffsetLearningOptions(warm_start=False))
     assert len(projections(model)) == 2
     for projection in projections(model).values():
         assert projection.std().item() == pytest.approx(0.02, rel=0.1)
@@ -347,7 +348,7 @@ def test_later_generations(model, tmp_path):
 
 
 def test_config(stock, tmp_path):
-    config = align_masks(stock, use_feature_offset=False).config
+    config = align_masks(stock, OffsetLearningOptions(use_feature_offset=False)).config
     assert config.id2label == dict(enumerate(LABELS)) and config.label2id == COMMON["label2id"]
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from offseg_hf.models.offset_classifier import is_linear_layer, replace_classifier
+from offseg_hf.models.offset_learning import OffsetLearningOptions
 
 
 if TYPE_CHECKING:
@@ -35,33 +36,34 @@ def apply_offset_learning(
     use_class_offset: bool = True,
     use_feature_offset: bool = True,
 ) -> nn.Module:
-    """A copy of `model` that classifies pixels by offset learning; the given model stays as it is.
-
-    classifier: dotted name of the layer to replace, a convolution or a linear layer with one output per class, as in
-        `model.named_modules()`. Found where it is None: in transformers' models for semantic segmentation and in those
-        of segmentation_models.pytorch. Mask classification models (MaskFormer, Mask2Former, EoMT) have none: there
-        masks and pixels are aligned.
-    warm_start: continue the trained classifier. The result gives the same logits as `model` at first (to rounding,
-        about 1e-5), and training can only improve on it. Otherwise offset learning begins anew with the official
-        initialisation.
-    use_class_offset, use_feature_offset: the two branches of offset learning, the paper's ablation.
+    """Return a copy of `model` that classifies pixels by offset learning; the given model stays as it is.
 
     A model of transformers becomes an [`OffsetLearningForSemanticSegmentation`] (one that classifies masks, an
     [`OffsetAlignmentForUniversalSegmentation`]): it trains with `Trainer`, is saved by `save_pretrained` and loaded by
     its Auto class's `from_pretrained`, after `import offseg_hf` or, as its code is saved beside it, with
     `trust_remote_code=True`. Save the model's own image processor in the same folder and
-    `pipeline("image-segmentation", model=folder)` works as well. A model of segmentation_models.pytorch keeps its
-    class and its `save_pretrained`; `offseg_hf.adaptation.smp` says how it is loaded.
+    `pipeline("image-segmentation", model=folder)` works as well.
 
-    A model of segmentation_models.pytorch stays one, and keeps its `save_pretrained`; to load it:
+    A model of segmentation_models.pytorch keeps its class and its `save_pretrained`; to load it:
     `with_offset_learning(smp.Unet).from_pretrained(folder)`.
 
     Any other module stays of its own type. Save its `state_dict()`; to load it, build the model and apply offset
     learning with the same arguments, then `load_state_dict` (the same `warm_start` too: a continued classifier has a
     bias where a new one has a norm).
 
-    Raises ValueError where the classifier cannot be found or replaced; the message says what was looked for, and how
-    to name it.
+    Args:
+        model: A model of transformers or of segmentation_models.pytorch, or any module.
+        classifier: Dotted name of the layer to replace, a convolution or a linear layer with one output per class, as
+            in `model.named_modules()`. In models of transformers for semantic segmentation and in those of
+            segmentation_models.pytorch it is found. Mask classification models (MaskFormer, Mask2Former, EoMT) have
+            none: there masks and pixels are aligned.
+        warm_start: Continue the trained classifier: the result gives the same logits as `model` at first (to rounding,
+            about 1e-5). Otherwise offset learning begins anew, with the official initialization.
+        use_class_offset: Move the class representations towards the image.
+        use_feature_offset: Move the pixel features towards the classes.
+
+    Raises:
+        ValueError: where the classifier cannot be found or replaced; it says what was looked for, and how to name it.
 
     Example:
 
@@ -76,11 +78,7 @@ def apply_offset_learning(
 
     >>> network = apply_offset_learning(network, "head.5", warm_start=False)  # any nn.Module
     ```"""
-    options = {
-        "warm_start": warm_start,
-        "use_class_offset": use_class_offset,
-        "use_feature_offset": use_feature_offset,
-    }
+    options = OffsetLearningOptions(warm_start, use_class_offset, use_feature_offset)
     _check_not_applied(model)
     if type(model).__name__ in MASK_CLASSIFICATION:
         if classifier is not None:
@@ -90,20 +88,20 @@ def apply_offset_learning(
             )
         from offseg_hf.models.modeling_offset_alignment import align_masks
 
-        return align_masks(model, **options)
+        return align_masks(model, options)
     if type(model).__module__.startswith("segmentation_models_pytorch"):
         from offseg_hf.adaptation import smp
 
-        return smp.apply(model, classifier, **options)
+        return smp.apply(model, classifier, options)
     if _is_transformers_model(model):
-        return _wrap(model, classifier, **options)
+        return _wrap(model, classifier, options)
     if classifier is None:
         raise ValueError(
             f"which layer of {type(model).__name__} classifies pixels cannot be told without running it. "
             f"{_how_to(_layers(model))}"
         )
     model = deepcopy(model)
-    replace_classifier(model, classifier, **options)
+    replace_classifier(model, classifier, options)
     return model
 
 
@@ -130,7 +128,7 @@ def find_classifier(model: "PreTrainedModel") -> str:
     return found[0]
 
 
-def _wrap(model: "PreTrainedModel", classifier: str | None, warm_start: bool, **branches: bool) -> "PreTrainedModel":
+def _wrap(model: "PreTrainedModel", classifier: str | None, options: OffsetLearningOptions) -> "PreTrainedModel":
     from offseg_hf.models.configuration_offset_learning import OffsetLearningConfig
     from offseg_hf.models.modeling_offset_learning import OffsetLearningForSemanticSegmentation
 
@@ -144,7 +142,7 @@ def _wrap(model: "PreTrainedModel", classifier: str | None, warm_start: bool, **
         )
     classifier = classifier or find_classifier(model)
     base = deepcopy(model)
-    replace_classifier(base, classifier, warm_start=warm_start, **branches)
+    replace_classifier(base, classifier, options)
     outputs = len(model.get_submodule(classifier).weight)
     if outputs != num_labels:
         raise ValueError(
@@ -152,7 +150,11 @@ def _wrap(model: "PreTrainedModel", classifier: str | None, warm_start: bool, **
             "which from_pretrained would build it: name the classifier, or set id2label and label2id of the config"
         )
     config = OffsetLearningConfig(
-        base_config=base.config, classifier=classifier, normalize_logits=not warm_start, dtype=base.dtype, **branches
+        base_config=base.config,
+        classifier=classifier,
+        normalize_logits=not options.warm_start,
+        dtype=base.dtype,
+        **options.branches,
     )
     return OffsetLearningForSemanticSegmentation(config, base).train(model.training)
 

@@ -11,12 +11,14 @@ model = with_offset_learning(smp.Unet).from_pretrained("unet-offset")
 """
 
 from copy import deepcopy
+from dataclasses import asdict
 from functools import cache
 from inspect import Parameter, signature
 
 from torch import nn
 
 from offseg_hf.models.offset_classifier import is_linear_layer, replace_classifier
+from offseg_hf.models.offset_learning import OffsetLearningOptions
 
 
 class SmpOffsetLearning:
@@ -51,7 +53,7 @@ def with_offset_learning(smp_class: type[nn.Module]) -> type[nn.Module]:
     def __init__(self, *args, offset_learning: dict, **kwargs):
         smp_class.__init__(self, *args, **kwargs)
         options = dict(offset_learning)
-        replace_classifier(self, options.pop("classifier"), **options)
+        replace_classifier(self, options.pop("classifier"), OffsetLearningOptions(**options))
 
     # The arguments that are written and read are those of the signature.
     stock = signature(smp_class.__init__)
@@ -62,29 +64,17 @@ def with_offset_learning(smp_class: type[nn.Module]) -> type[nn.Module]:
     return type(f"Offset{smp_class.__name__}", (SmpOffsetLearning, smp_class), names)
 
 
-def apply(
-    model: nn.Module,
-    classifier: str | None,
-    *,
-    warm_start: bool,
-    use_class_offset: bool,
-    use_feature_offset: bool,
-) -> nn.Module:
-    """A copy of a model of smp with offset learning in the place of its classifier: see `apply_offset_learning`.
+def apply(model: nn.Module, classifier: str | None, options: OffsetLearningOptions) -> nn.Module:
+    """Return a copy of a model of smp with offset learning as its classifier: see `apply_offset_learning`.
 
     It is still an instance of the model's class, in all but the classifier and how it is loaded.
     """
-    options = {
-        "classifier": find_classifier(model) if classifier is None else classifier,
-        "warm_start": warm_start,
-        "use_class_offset": use_class_offset,
-        "use_feature_offset": use_feature_offset,
-    }
+    classifier = find_classifier(model) if classifier is None else classifier
     result = deepcopy(model)
-    replace_classifier(result, options["classifier"], **{k: v for k, v in options.items() if k != "classifier"})
+    replace_classifier(result, classifier, options)
     result.__class__ = with_offset_learning(type(model))
     # What is saved holds the encoder's weights: nothing is to be downloaded on loading it.
-    result.config.update(encoder_weights=None, offset_learning=options)
+    result.config.update(encoder_weights=None, offset_learning={"classifier": classifier, **asdict(options)})
     return result
 
 

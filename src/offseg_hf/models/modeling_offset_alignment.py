@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_offset_alignment import OffsetAlignmentConfig
 from .mask_prediction import AlignedMaskPredictor, auto_classes_of
 from .modeling_utils import InnerOffsetsMixin
-from .offset_learning import OffsetAlignment
+from .offset_learning import OffsetAlignment, OffsetLearningOptions
 
 
 class AlignedMaskFormer(MaskFormerForInstanceSegmentation):
@@ -145,33 +145,28 @@ class OffsetAlignmentForUniversalSegmentation(InnerOffsetsMixin, PreTrainedModel
 
 
 def align_masks(
-    model: PreTrainedModel,
-    *,
-    warm_start: bool = True,
-    use_class_offset: bool = True,
-    use_feature_offset: bool = True,
+    model: PreTrainedModel, options: OffsetLearningOptions = OffsetLearningOptions()
 ) -> OffsetAlignmentForUniversalSegmentation:
-    """A copy of a mask classification model, whose masks come from offset alignment.
+    """Return a copy of a mask classification model whose masks come from offset alignment.
 
-    model: a MaskFormerForInstanceSegmentation, a Mask2FormerForUniversalSegmentation, or an EoMT.
-    warm_start: start with offsets of zero, which is with the model's own masks; otherwise with those of the official
-        initialisation.
+    Args:
+        model: A MaskFormerForInstanceSegmentation, a Mask2FormerForUniversalSegmentation, or an EoMT.
+        options: With `warm_start`, offsets are zero at first, so that the masks are the model's own.
 
-    Raises ValueError for any other model.
+    Raises:
+        ValueError: for any other model.
     """
     aligned_class = ALIGNED.get(getattr(model.config, "model_type", None))
     if aligned_class is None or type(model) not in aligned_class.__bases__:
         expected = ", ".join(known.__bases__[-1].__name__ for known in ALIGNED.values())
         raise ValueError(f"offset alignment is for the masks of {expected}; got {type(model).__name__}")
-    config = OffsetAlignmentConfig(
-        base_config=deepcopy(model.config), use_class_offset=use_class_offset, use_feature_offset=use_feature_offset
-    )
+    config = OffsetAlignmentConfig(base_config=deepcopy(model.config), **options.branches)
     with init.no_init_weights():  # all of them are replaced
         aligned = OffsetAlignmentForUniversalSegmentation(config)
     aligned.to(device=model.device, dtype=model.dtype)
     _continue_from(aligned.model, model)
     for alignment in aligned.alignments():
-        alignment.start_without_offsets() if warm_start else alignment.reset_parameters()
+        alignment.start_without_offsets() if options.warm_start else alignment.reset_parameters()
     return aligned
 
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 from .configuration_offset_learning import OffsetLearningConfig, take_attention_of_base
 from .modeling_utils import InnerOffsetsMixin
 from .offset_classifier import replace_classifier
+from .offset_learning import OffsetLearningOptions
 
 
 class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, PreTrainedModel):
@@ -62,13 +63,8 @@ class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, PreTrainedModel):
 def _build(config: OffsetLearningConfig) -> PreTrainedModel:
     # In the dtype that is being built in: the base's own may be that of an older file.
     model = AutoModelForSemanticSegmentation.from_config(config.base_config, dtype=torch.get_default_dtype())
-    replace_classifier(
-        model,
-        config.classifier,
-        warm_start=not config.normalize_logits,
-        use_class_offset=config.use_class_offset,
-        use_feature_offset=config.use_feature_offset,
-    )
+    options = OffsetLearningOptions(not config.normalize_logits, config.use_class_offset, config.use_feature_offset)
+    replace_classifier(model, config.classifier, options)
     return model
 
 

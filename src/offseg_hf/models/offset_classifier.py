@@ -7,7 +7,7 @@ both are continued as a 1x1 convolution is.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .offset_learning import OffsetLearning
+from .offset_learning import OffsetLearning, OffsetLearningOptions
 
 
 class TokenOffsetLearning(OffsetLearning):
@@ -47,28 +47,23 @@ class Neighborhoods(nn.Module):
         return F.unfold(x, self.kernel_size, self.dilation).unflatten(2, (height, width))
 
 
-def offset_classifier(
-    layer: nn.Conv2d | nn.Linear,
-    *,
-    warm_start: bool,
-    use_class_offset: bool = True,
-    use_feature_offset: bool = True,
-) -> nn.Module:
-    """What takes the place of a classifier of pixels, on its device and in its dtype.
+def offset_classifier(layer: nn.Conv2d | nn.Linear, options: OffsetLearningOptions) -> nn.Module:
+    """Return what takes the place of a classifier of pixels, on its device and in its dtype.
 
-    warm_start: continue the classifier, at first with its own logits ([`OffsetLearning.from_classifier`]); otherwise
-        start anew with the official initialisation, and normalised logits.
+    Continued, it begins with the classifier's own logits ([`OffsetLearning.from_classifier`]); anew, its logits are
+    normalized.
 
-    Raises ValueError for a layer that is no classifier of pixels by one comparison with each of two classes or more.
+    Raises:
+        ValueError: for a layer that is no classifier of pixels by one comparison with each of two classes or more.
     """
     _check_classifier(layer)
     weight = layer.weight.detach().flatten(1)  # (classes, channels), of a convolution (classes, channels * window)
-    offsets = {"use_class_offset": use_class_offset, "use_feature_offset": use_feature_offset}
     head_class = TokenOffsetLearning if isinstance(layer, nn.Linear) else OffsetLearning
-    if warm_start:
-        head = head_class.from_classifier(weight, None if layer.bias is None else layer.bias.detach(), **offsets)
+    if options.warm_start:
+        bias = None if layer.bias is None else layer.bias.detach()
+        head = head_class.from_classifier(weight, bias, **options.branches)
     else:
-        head = head_class(*weight.shape, **offsets).to(device=weight.device, dtype=weight.dtype)
+        head = head_class(*weight.shape, **options.branches).to(device=weight.device, dtype=weight.dtype)
     head.register_load_state_dict_pre_hook(_explain_other_start)
     if isinstance(layer, nn.Conv2d) and (layer.kernel_size != (1, 1) or any(_padding(layer))):
         head = nn.Sequential(Neighborhoods(layer), head)
@@ -77,23 +72,15 @@ def offset_classifier(
     return head.train(layer.training)
 
 
-def replace_classifier(
-    model: nn.Module,
-    name: str,
-    *,
-    warm_start: bool,
-    use_class_offset: bool = True,
-    use_feature_offset: bool = True,
-) -> None:
-    """Puts [`offset_classifier`] in the place of the submodule `name`, a dotted name as in `model.named_modules()`.
+def replace_classifier(model: nn.Module, name: str, options: OffsetLearningOptions) -> None:
+    """Put [`offset_classifier`] in the place of the submodule `name`, a dotted name as in `model.named_modules()`.
 
-    Raises ValueError where there is no such submodule, or none that can be replaced.
+    Raises:
+        ValueError: where there is no such submodule, or none that can be replaced.
     """
     layer = _submodule(model, name)
     try:
-        head = offset_classifier(
-            layer, warm_start=warm_start, use_class_offset=use_class_offset, use_feature_offset=use_feature_offset
-        )
+        head = offset_classifier(layer, options)
     except ValueError as error:
         raise ValueError(f"{type(model).__name__}.{name} cannot be replaced by offset learning: {error}") from None
     model.set_submodule(name, head)

@@ -6,10 +6,33 @@ mmseg/models/decode_heads/offset_learning.py. Changed here: the feature offset i
 a trained classifier can be continued (`OffsetLearning.from_classifier`).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from .layers import DropPath
+
+
+@dataclass(frozen=True)
+class OffsetLearningOptions:
+    """How offset learning takes the place of a classifier.
+
+    Args:
+        warm_start: Continue the trained classifier, so that the model gives its own logits at first (to rounding,
+            about 1e-5). Otherwise begin anew, with the official initialization.
+        use_class_offset: Move the class representations towards the image.
+        use_feature_offset: Move the pixel features towards the classes.
+    """
+
+    warm_start: bool = True
+    use_class_offset: bool = True
+    use_feature_offset: bool = True
+
+    @property
+    def branches(self) -> dict[str, bool]:
+        """The two branches, as [`OffsetLearning`] and the configurations call them."""
+        return {"use_class_offset": self.use_class_offset, "use_feature_offset": self.use_feature_offset}
 
 
 class OffsetAlignment(nn.Module):

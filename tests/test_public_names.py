@@ -1,0 +1,16 @@
+"""What `from offseg_hf import ...` gives is what type checkers are told."""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import offseg_hf
+
+
+def test_checkers_see_what_there_is():
+    tree = ast.parse(Path(offseg_hf.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    told = {alias.name: node.module for node in block.body for alias in node.names}
+    assert {*told, "register"} == set(offseg_hf.__all__)
+    for name, module in told.items():
+        assert getattr(offseg_hf, name) is getattr(import_module(module), name)
