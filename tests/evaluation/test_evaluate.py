@@ -47,10 +47,11 @@ from offseg_hf.evaluation import (
 )
 from offseg_hf.evaluation.evaluate import check_classes
 from offseg_hf.evaluation.metric import MeanIoU
-from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, whole_file, write_json
+from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, write_json
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, sliding_windows
+from offseg_hf.utils.files import whole_file
 from tests.comparison import assert_same_counts, sure_pixels
 from tests.processes import run_together
 from tests.semantic_models import LABELS, pass_signals

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from offseg_hf.training.checkpoint import exclusive, find_resumable, finish_replacing, load_state, replacing
+from offseg_hf.training.checkpoint import exclusive, find_resumable, load_state
+from offseg_hf.utils.files import finish_replacing, replacing
 
 
 def write(folder: Path, iteration: int) -> None:

@@ -26,7 +26,6 @@ from offseg_hf.evaluation.outputs import (
     file_stems,
     identify,
     weights_digest,
-    whole_file,
     write_json,
 )
 from offseg_hf.evaluation.pictures import draw_confusion_matrix
@@ -36,7 +35,7 @@ from offseg_hf.evaluation.report import environment, metric_report
 from offseg_hf.evaluation.samples import Sample, SampleReader, sample_names
 from offseg_hf.inference.files import make_folder
 from offseg_hf.inference.segmenter import Segmenter, require_segmentation_model
-from offseg_hf.utils.files import file_digests
+from offseg_hf.utils.files import file_digests, whole_file
 
 
 if TYPE_CHECKING:

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import math
-import os
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,10 @@ from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.pictures import draw_comparison
 from offseg_hf.evaluation.samples import Sample, SampleReader
+from offseg_hf.utils.files import whole_file
 
 
 SECONDS_BETWEEN_SAVES = 10.0
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` if the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ that the training goes on from.
 """
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.hub.training_card import STATE_FILE
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.utils.files import finish_replacing, replacing
 from offseg_hf.utils.hub_errors import one_line
 from offseg_hf.utils.yaml_files import flat
 
@@ -193,48 +193,3 @@ def _changes(recipe: Recipe, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]
     now, before = flat(recipe.to_dict()), flat(saved)
     keys = [key for key in {**before, **now} if now.get(key) != before.get(key)]
     return {key: (before.get(key), now.get(key)) for key in keys}
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` when the block ends without an exception."""
-    finish_replacing(folder)
-    partial, new, _ = _names(folder)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            _flush(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    partial.rename(new)
-    finish_replacing(folder)
-
-
-def finish_replacing(folder: Path) -> None:
-    """Do what is left of a replacement, after a kill too: what was not complete goes, what was takes its place."""
-    partial, new, old = _names(folder)
-    if new.exists():
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        new.rename(folder)
-        _flush(folder.parent)
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _names(folder: Path) -> tuple[Path, Path, Path]:
-    """A replacement that is being written, one that is complete, and what was there before."""
-    partial, new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "new", "old"))
-    return partial, new, old
-
-
-def _flush(path: Path) -> None:
-    """Until it is on the disk, what was written does not survive a failure of the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
 """What a training says while it runs: a file of JSON lines, a progress bar or plain lines, and trackers."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from offseg_hf.evaluation.outputs import finite
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.utils.files import whole_file
 
 
 RUN_ID_FILE = ".run_id"  # beside the log: by which trackers know the training again
@@ -25,10 +25,9 @@ class JsonLines:
     def __init__(self, path: Path, keep=lambda line: False):
         """keep: which of the lines that are there already stay."""
         kept = [line for line in read_log(path) if keep(line)] if path.exists() else []
-        partial = path.with_name(f".{path.name}.partial")
         lines = (json.dumps(finite(line)) + "\n" for line in kept)
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text("".join(lines), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:

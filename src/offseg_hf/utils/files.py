@@ -1,4 +1,8 @@
-"""Folders that appear whole or not at all, and what is in one."""
+"""Files and folders that appear whole or not at all, and what is in one.
+
+`whole_file` is for one file; `new_folder` for a folder that a user names, where nothing of theirs may be lost;
+`replacing` for one that is written again and again, and may be killed at any moment.
+"""
 
 import hashlib
 import json
@@ -79,3 +83,60 @@ def file_digests(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` if the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `folder` when the block ends without an exception."""
+    finish_replacing(folder)
+    partial, new, _ = _names(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.rename(new)
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Do what is left of a replacement, after a kill too: what was not complete goes, what was takes its place."""
+    partial, new, old = _names(folder)
+    if new.exists():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        new.rename(folder)
+        _flush(folder.parent)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _names(folder: Path) -> tuple[Path, Path, Path]:
+    """A replacement that is being written, one that is complete, and what was there before."""
+    partial, new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "new", "old"))
+    return partial, new, old
+
+
+def _flush(path: Path) -> None:
+    """Until it is on the disk, what was written does not survive a failure of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
