@@ -1,4 +1,4 @@
-"""Train by a recipe: `accelerate launch scripts/train.py --config configs/offseg-t-ade.yaml [key=value ...]`."""
+"""Train by a recipe: `accelerate launch scripts/train.py offseg-t-ade [key=value ...]`."""
 
 import sys
 

@@ -198,7 +198,7 @@ def test_without_overrides_nothing_changes():
         ("augmentation.crop_size=[0, 512]", "augmentation: expected whole pixels, above 0"),
         ("data=ade", "data: expected keys and values, got 'ade'"),
         ("data.num_workers=-1", "data: expected num_workers of 0 or more"),
-        ("model.preset=offsg-t-ade", r"model: .*did you mean offseg-t-ade\?"),
+        ("model.preset=offsg-t-ade", "model: .*did you mean offseg-t-ade, "),
         ("model.preset=null", "model: expected preset or checkpoint, got neither"),
         ("model.config.semantic_loss_class_weights=[0, 0]", "model: expected config.semantic_loss_class_weights of"),
         ("model.config=[1]", "model.config: expected keys and values"),
@@ -287,7 +287,7 @@ def test_text_that_is_no_text_is_refused(write):
 
 
 def test_unknown_recipes_are_refused(write):
-    with pytest.raises(ValueError, match=r"unknown recipe 'offseg_t_ade' \(did you mean offseg-t-ade\?\)"):
+    with pytest.raises(ValueError, match=r"unknown recipe 'offseg_t_ade' \(did you mean offseg-t-ade, .*\?\)"):
         load_recipe("offseg_t_ade")
     with pytest.raises(FileNotFoundError, match=r"configs.offseg-t-ade.yaml: .*did you mean offseg-t-ade\?"):
         load_recipe(Path("configs") / "offseg-t-ade.yaml")

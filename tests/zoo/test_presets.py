@@ -86,9 +86,11 @@ def test_overrides():
     assert preset.image_processor(window_size=None).window_size is None
 
 
-def test_unknown_preset_lists_the_presets():
-    with pytest.raises(ValueError, match="did you mean offseg-t-ade") as caught:
+def test_unknown_preset_has_the_nearest():
+    with pytest.raises(ValueError, match="did you mean offseg-t-ade, ") as caught:
         get_preset("Offseg_T_ade")
-    assert all(name in str(caught.value) for name in PRESETS)
-    with pytest.raises(ValueError, match=r"unknown preset 'x': expected one of offseg-t-ade, "):
+    assert sum(name in str(caught.value) for name in PRESETS) == 3
+    with pytest.raises(ValueError, match=r"\(did you mean offseg-t-ade\?\)"):
+        get_preset("OffSeg-T-ADE")
+    with pytest.raises(ValueError, match=r"unknown preset 'x': `offseg presets` lists them"):
         get_preset("x")

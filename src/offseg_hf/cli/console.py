@@ -1,16 +1,46 @@
-"""What the commands share: consoles, errors in one line, progress, quiet libraries."""
+"""What the commands share: consoles, help, errors in one line, progress, quiet libraries, and common options."""
 
+import difflib
+import inspect
 import os
+import textwrap
 from collections.abc import Callable
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleDimensions
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
 
 PIPE_WIDTH = 10_000
+EXAMPLES = "Examples:"
+# What other tools call our commands.
+ELSEWHERE = {
+    "predict": "segment",
+    "infer": "segment",
+    "val": "evaluate",
+    "validate": "evaluate",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "fit": "train",
+    "finetune": "train",
+    "upload": "push",
+}
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what exists at the output; otherwise it is kept.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default cuda if there is one.")]
+
+
+class DType(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 class CommandConsole(Console):
@@ -26,14 +56,63 @@ stdout = CommandConsole(highlight=False, markup=False, soft_wrap=True)
 stderr = CommandConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+class Command(TyperCommand):
+    """A command whose help shows no type beside an option that takes no value."""
+
+    def get_params(self, ctx: typer.Context) -> list:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+class CommandGroup(TyperGroup):
+    """Commands of which a wrong name is one line that has the right one."""
+
+    def get_params(self, ctx: typer.Context) -> list:
+        return _without_types_of_flags(super().get_params(ctx))
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+        name = args[0]
+        if name not in self.commands and not ctx.resilient_parsing:
+            meant = ELSEWHERE.get(name.lower())
+            names = [meant] if meant in self.commands else difflib.get_close_matches(name.lower(), self.commands, n=1)
+            hint = f" (did you mean {names[0]}?)" if names else ""
+            wrong_usage(f"unknown command {name!r}{hint}: `{ctx.command_path} --help` lists them")
+        return super().resolve_command(ctx, args)
+
+
+def _without_types_of_flags(parameters: list) -> list:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
+def command_group(text: str, examples: str, add_completion: bool = False) -> typer.Typer:
+    """Return an application of commands, with a help text and examples, a command a line."""
+    return typer.Typer(
+        cls=CommandGroup,
+        help=text,
+        epilog=_epilog(examples),
+        context_settings={"help_option_names": ["--help", "-h"]},
+        add_completion=add_completion,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+
+
+def command(app: typer.Typer, panel: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command of `app` whose errors are one line on stderr and exit code 1; 130 if interrupted.
 
-    A `~` at the beginning of an argument is the user's home: of `--output=~/x` no shell makes that.
+    Its docstring is the help text, of which "Examples:" come last. A `~` at the beginning of an argument is the user's
+    home: of `--output=~/x` no shell makes that.
+
+    Args:
+        panel: title of the commands that it stands among in the list; by default "Commands".
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        @app.command()
+        text, _, examples = (inspect.getdoc(function) or "").partition(f"\n\n{EXAMPLES}\n")
+
+        @app.command(cls=Command, help=_wrapping(text), epilog=_epilog(examples), rich_help_panel=panel)
         @wraps(function)
         def run(*args, **kwargs) -> None:
             try:
@@ -51,6 +130,22 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
         return run
 
     return register
+
+
+def wrong_usage(message: str) -> NoReturn:
+    """End the command as one that was called wrongly: one line, exit code 2."""
+    stderr.print("error:", message, style="red")
+    raise typer.Exit(2)
+
+
+def _wrapping(text: str) -> str:
+    """The paragraphs, each in one line, which the terminal wraps where it ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _epilog(examples: str) -> str | None:
+    lines = textwrap.dedent(examples.strip("\n")).strip()
+    return f"{EXAMPLES}\n\n{escape(lines)}" if lines else None
 
 
 def _at_home(value: Any) -> Any:

@@ -7,10 +7,17 @@ import typer
 from rich import box
 from rich.table import Table
 
-from offseg_hf.cli.console import command, progress_bar, quiet_libraries, stderr, stdout
+from offseg_hf.cli.console import command, command_group, progress_bar, quiet_libraries, stderr, stdout
 
 
-data_app = typer.Typer(help="Data sets: check, push to the Hub, generate.", no_args_is_help=True)
+data_app = command_group(
+    "Data sets: check, push to the Hub, generate.",
+    """
+    offseg data check my_photos
+    offseg data push my_photos my-name/my-photos
+    offseg data scenes scenes
+    """,
+)
 
 Source = Annotated[str, typer.Argument(help="Folder of a data set, or its name on the Hub.")]
 ConfigName = Annotated[str | None, typer.Option(help="Configuration of the data set, if it comes in several.")]
@@ -36,6 +43,11 @@ def check(
     """Read all of a data set and name every file with a problem; exit code 1 if there is one.
 
     Files are read as training reads them. Notes are on what may be meant otherwise, such as a class without pixels.
+
+    Examples:
+        offseg data check my_photos
+        offseg data check my_photos --split train --stats
+        offseg data check my-name/my-photos --label-column mask
     """
     from offseg_hf.data.check import check_segmentation_data
     from offseg_hf.utils.texts import printable
@@ -86,7 +98,13 @@ def push(
     label_column: LabelColumn = None,
     labels: Labels = None,
 ) -> None:
-    """Pack a data set into parquet files on the Hub: images as they are, label maps as class ids."""
+    """Pack a data set into parquet files on the Hub: images as they are, label maps as class ids.
+
+    Examples:
+        offseg data push my_photos my-name/my-photos
+        offseg data push my_photos my-name/my-photos --private
+        offseg data push my_photos my-name/my-photos --labels classes.json
+    """
     import datasets
 
     from offseg_hf.data.push import push_segmentation_data
@@ -116,7 +134,13 @@ def scenes(
     size: Annotated[tuple[int, int], typer.Option(help="Width and height.")] = (512, 384),
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
 ) -> None:
-    """Write generated street scenes with exact label maps, always the same: data without any download."""
+    """Write generated street scenes with exact label maps, always the same: data without any download.
+
+    Examples:
+        offseg data scenes scenes
+        offseg data scenes scenes --train 40 --val 10 --size 256 192
+        offseg data scenes scenes --workers 4
+    """
     from offseg_hf.data.scenes.folder import write_scenes
 
     with progress_bar() as progress:

@@ -227,7 +227,7 @@ def _check_outputs(
 ) -> list[Path]:
     """The JSON files to write; raises ValueError or OSError for what cannot be written or must be kept."""
     if has_files and save_dir is None:
-        raise ValueError("overlays and label maps for submission need a folder: pass save_dir (--save-dir)")
+        raise ValueError("overlays and label maps for submission need a folder: pass save_dir (--output)")
     files = [] if json_file is None else [Path(json_file)]
     if save_dir is not None:
         files.append(Path(save_dir, "evaluation.json"))

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from offseg_hf.data.transforms import TrainingTransform
 from offseg_hf.training.values import (
     construct,
-    nearest,
     require,
     require_known,
     settings_of,
     typed,
 )
 from offseg_hf.utils.yaml_files import dump_yaml, flat, merge, parse_yaml, without
-from offseg_hf.zoo.presets import PRESETS, Preset, configs_folder, get_preset
+from offseg_hf.zoo.presets import PRESETS, Preset, configs_folder, get_preset, nearest_presets
 
 
 if TYPE_CHECKING:
@@ -284,16 +283,14 @@ def _locate(recipe: str | Path) -> Path:
     path = Path(os.path.expanduser(recipe))
     if path.is_file():
         return path
-    names = sorted(PRESETS)
     if path.suffix in (".yaml", ".yml"):
-        hint = nearest(path.stem, names)
         raise FileNotFoundError(
-            f"{path}: expected a recipe's file or an official recipe's name{hint}, got no such file"
+            f"{path}: expected a recipe's file or a preset's name{nearest_presets(path.stem)}, got no such file"
         )
-    if str(recipe) not in names:
+    if str(recipe) not in PRESETS:
         raise ValueError(
-            f"unknown recipe {str(recipe)!r}{nearest(str(recipe), names)}: expected a YAML file or one of "
-            f"{', '.join(names)}"
+            f"unknown recipe {str(recipe)!r}{nearest_presets(str(recipe))}: expected a YAML file or a preset's name "
+            "(`offseg presets` lists them)"
         )
     return configs_folder() / f"{recipe}.yaml"
 

@@ -111,10 +111,18 @@ def get_preset(name: str) -> Preset:
     """Return the preset called `name`.
 
     Raises:
-        ValueError: which lists the presets, if there is none.
+        ValueError: which has the nearest names, if there is none.
     """
     if name in PRESETS:
         return PRESETS[name]
-    nearest = difflib.get_close_matches(name.lower(), PRESETS, n=1)
-    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-    raise ValueError(f"unknown preset {name!r}{hint}: expected one of {', '.join(PRESETS)}")
+    raise ValueError(f"unknown preset {name!r}{nearest_presets(name)}: `offseg presets` lists them")
+
+
+def nearest_presets(name: str) -> str:
+    """Return a question for the presets whose names are like a wrong one, to put into an error; nothing for none."""
+    name = name.lower()
+    names = [name] if name in PRESETS else difflib.get_close_matches(name, PRESETS, n=3)
+    if not names:
+        return ""
+    *others, last = names
+    return f" (did you mean {', '.join(others)} or {last}?)" if others else f" (did you mean {last}?)"

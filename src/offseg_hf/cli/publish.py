@@ -1,4 +1,4 @@
-"""`offseg publish` and `offseg push`: models to the Hub."""
+"""`offseg publish`: official checkpoints to the Hub."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,29 +9,29 @@ from rich import box
 from rich.table import Table
 
 from offseg_hf.cli.console import quiet_libraries, stderr, stdout
-
-
-Private = Annotated[bool, typer.Option("--private", help="Make repositories private ones.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what others have changed in a repository; otherwise it is kept.")
-]
+from offseg_hf.cli.push import OverwriteChanged, Private
 
 
 def publish(
     folder: Annotated[Path, typer.Argument(help="Folder of official checkpoints, searched with its subfolders.")],
-    org: Annotated[str, typer.Option(help="Organisation on the Hub, or a user: models become ORG/PRESET.")],
+    org: Annotated[str, typer.Option(help="Organization on the Hub, or a user: models become ORG/PRESET.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Convert, verify and say what would go up; change nothing.")
     ] = False,
     only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these presets, as 'offseg-*'.")] = None,
     private: Private = False,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteChanged = False,
 ) -> None:
-    """Publish official checkpoints: recognise, convert, verify, upload with code and card, tag the version.
+    """Publish official checkpoints: recognize, convert, verify, upload with code and card, tag the version.
 
     Of which preset a file is its keys and shapes tell, not its name; what is not clear is listed and left alone. What
     the Hub has already is not sent again, so that the same command goes on after an interruption. Exit code 1 if
     anything failed or was left alone.
+
+    Examples:
+        offseg publish checkpoints/ --org hvision --dry-run
+        offseg publish checkpoints/ --org hvision --only "offseg-*"
+        offseg publish checkpoints/ --org my-name --private
     """
     from huggingface_hub import HfApi
 
@@ -70,30 +70,6 @@ def publish(
             _print_summary(publications)
     if others or any(publication.status == "failed" for publication in publications):
         raise typer.Exit(1)
-
-
-def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model, as runs/NAME/best.")],
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, as user/name.")],
-    private: Private = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Upload one's own model: weights, configuration, image processor, code, and a card made from its training.
-
-    What the Hub has already is not sent again.
-    """
-    from offseg_hf.hub.push import push_model
-
-    quiet_libraries()
-    upload = push_model(folder, repository, private=private, overwrite=overwrite)
-    for path in upload.changes.kept:
-        stderr.print(
-            f"kept: {path}: changed by someone on the Hub since the last push (--overwrite replaces it)",
-            style="yellow",
-        )
-    changes = upload.changes
-    done = f"{len(changes.add)} files, {changes.size / 1e6:.1f} MB" if not changes.is_empty else "all was there"
-    stdout.print(f"{upload.url}: {done}")
 
 
 def _print_summary(publications: list) -> None:

@@ -1,0 +1,91 @@
+"""`offseg evaluate`: mIoU and its relatives of a model on a data set."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offseg_hf.cli.console import Device, DType, Overwrite, progress_bar, quiet_libraries, stdout
+from offseg_hf.cli.data import ConfigName, ImageColumn, LabelColumn, Labels, Revision
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
+    data: Annotated[str, typer.Option("--data", "--dataset", help="Folder of a data set, or its name on the Hub.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    tta: Annotated[bool, typer.Option("--tta", help="Average over six scales, each mirrored too.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--save-dir", help="Folder for evaluation.json and pictures.")
+    ] = None,
+    overlays: Annotated[bool, typer.Option("--overlays", help="Draw both label maps, in --output.")] = False,
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Write label maps in the data set's own values, in --output.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the result, as in evaluation.json.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    config_name: ConfigName = None,
+    revision: Revision = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read from the Hub as it goes.")] = False,
+    no_check_names: Annotated[
+        bool, typer.Option("--no-check-names", help="Let class names differ; their number must not.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")] = 2,
+    device: Device = None,
+    dtype: Annotated[DType, typer.Option(help="Precision of the model.")] = DType.float32,
+    overwrite: Overwrite = False,
+) -> None:
+    """Evaluate a model on a data set by the official protocol: mIoU and its relatives, in all and per class.
+
+    The same command under `torchrun` or `accelerate launch` shares the images among processes. With --output, what
+    was interrupted goes on where it was.
+
+    Examples:
+        offseg evaluate --model runs/mine/best --data my_photos
+        offseg evaluate --model hvision/offseg-t-ade --data ADEChallengeData2016 --tta
+        offseg evaluate --model runs/mine/best --data my_photos --json result.json
+    """
+    import torch
+
+    from offseg_hf.evaluation import evaluate as evaluate_files
+    from offseg_hf.evaluation import result_line, result_table
+
+    quiet_libraries()
+    tasks = []
+    with progress_bar() as progress:
+
+        def show(done: int, total: int | None) -> None:  # of several processes, the main one calls it
+            tasks[:] = tasks or [progress.add_task("")]
+            progress.update(tasks[0], completed=done, total=total)
+
+        report = evaluate_files(
+            model,
+            data,
+            split,
+            config_name=config_name,
+            revision=revision,
+            labels=labels,
+            image_column=image_column,
+            label_column=label_column,
+            streaming=streaming,
+            check_names=not no_check_names,
+            tta=tta,
+            limit=limit,
+            device=device,
+            dtype=getattr(torch, dtype),
+            workers=workers,
+            save_dir=output,
+            overlays=overlays,
+            submission=submission,
+            json_file=json,
+            overwrite=overwrite,
+            progress=show,
+        )
+    if report is not None:
+        stdout.print(result_table(report))
+        stdout.print(result_line(report))
+        for path in (output, json):
+            if path is not None:
+                stdout.print("written:", path)

@@ -1,0 +1,43 @@
+"""`offseg push`: one's own model to the Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offseg_hf.cli.console import quiet_libraries, stderr, stdout
+
+
+Private = Annotated[bool, typer.Option("--private", help="Make repositories private ones.")]
+OverwriteChanged = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what others have changed in a repository; otherwise it is kept.")
+]
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model, as runs/NAME/best.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Repository on the Hub, as user/name.")],
+    private: Private = False,
+    overwrite: OverwriteChanged = False,
+) -> None:
+    """Upload one's own model: weights, configuration, image processor, code, and a card made from its training.
+
+    What the Hub has already is not sent again.
+
+    Examples:
+        offseg push runs/mine/best my-name/my-model
+        offseg push runs/mine/best my-name/my-model --private
+        offseg push runs/mine/best my-name/my-model --overwrite
+    """
+    from offseg_hf.hub.push import push_model
+
+    quiet_libraries()
+    upload = push_model(folder, repository, private=private, overwrite=overwrite)
+    for path in upload.changes.kept:
+        stderr.print(
+            f"kept: {path}: changed by someone on the Hub since the last push (--overwrite replaces it)",
+            style="yellow",
+        )
+    changes = upload.changes
+    done = f"{len(changes.add)} files, {changes.size / 1e6:.1f} MB" if not changes.is_empty else "all was there"
+    stdout.print(f"{upload.url}: {done}")

@@ -1,0 +1,54 @@
+"""`offseg recipe`: what a training would do; and how commands are told a recipe."""
+
+from typing import Annotated
+
+import typer
+
+from offseg_hf.cli.console import stdout, wrong_usage
+
+
+Name = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe: a file, or the name of a preset.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="What replaces the recipe's settings, as data.source=photos."),
+]
+Config = Annotated[str | None, typer.Option(hidden=True, help="The recipe, as an option.")]
+
+
+def recipe(name: Name = None, settings: Settings = None, config: Config = None) -> None:
+    """Print a recipe as YAML, with all that it inherits.
+
+    Examples:
+        offseg recipe offseg-t-ade
+        offseg recipe offseg-t-ade data.source=my_photos > my_recipe.yaml
+        offseg recipe my_recipe.yaml training.batch_size=8
+    """
+    chosen, changes = recipe_and_settings("recipe", name, settings, config)
+
+    from offseg_hf.training.recipe import load_recipe
+
+    stdout.print(load_recipe(chosen, changes).dump(), end="")
+
+
+def recipe_and_settings(
+    command: str, name: str | None, settings: list[str] | None, config: str | None
+) -> tuple[str, list[str]]:
+    """Return which recipe was meant, and the settings that replace its own.
+
+    Args:
+        command: which asks, for its error.
+        name, settings: its arguments, of which the one without `=` is the recipe, wherever it stands.
+        config: the recipe as an option. With neither or both the command ends as one that was called wrongly.
+    """
+    arguments = [name, *(settings or [])] if name is not None else []
+    names = [argument for argument in arguments if "=" not in argument]
+    if config is not None and names:
+        wrong_usage(f"expected one recipe, got {names[0]} and --config {config}: leave out one of them")
+    if config is None and not names:
+        wrong_usage(
+            f"expected a recipe, which is a file or one of the presets that `offseg presets` lists, as in "
+            f"`offseg {command} offseg-t-ade`"
+        )
+    if len(names) > 1:
+        wrong_usage(f"expected one recipe and settings as key=value, got {' and '.join(names)}")
+    return config or names[0], [argument for argument in arguments if "=" in argument]

@@ -1,0 +1,105 @@
+"""The command as a whole: help, names of commands, wrong usage."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.running import OFFSEG, offseg
+
+
+# Wide, without colors, and never on the network.
+ENVIRONMENT = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+USERS = ("segment", "train", "evaluate", "presets", "recipe", "push", "env", "data")
+MAINTAINERS = ("convert", "publish")
+
+
+def test_version():
+    result = subprocess.run([OFFSEG, "--version"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("offseg-hf ")
+
+
+def test_help_lists_users_commands_first():
+    result = offseg("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == offseg("-h").stdout
+    places = [result.stdout.index(f"│ {name} ") for name in (*USERS, *MAINTAINERS)]
+    assert places == sorted(places)
+    assert places[len(USERS) - 1] < result.stdout.index("For maintainers") < places[len(USERS)]
+    assert "--install-completion" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "name", [(name,) for name in (*USERS, *MAINTAINERS)] + [("data", name) for name in ("check", "push", "scenes")]
+)
+def test_help_of_a_command(name):
+    """Paragraphs that wrap where the terminal ends, no types beside flags, and three examples."""
+    result = offseg(*name, "-h", COLUMNS="80")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert "<bool>" not in result.stdout and max(map(len, lines)) <= 80
+    examples = [line for line in lines[lines.index("Examples:") + 1 :] if line]
+    assert len(examples) == 3 and all("offseg " in example for example in examples)
+    about = lines[: next(place for place, line in enumerate(lines) if line.startswith("╭"))]
+    for line, following in zip(about, about[1:]):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > 78, "a line that ends before the terminal does"
+
+
+def test_help_and_presets_do_without_torch():
+    """Importing torch takes seconds."""
+    code = (
+        "import sys; sys.argv = ['offseg', 'presets']\n"
+        "from offseg_hf.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.stdout.splitlines()[-1] == "False", result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    script = {"bash": "complete_bash", "zsh": "complete_zsh", "fish": "complete_fish"}[shell]
+    environment = {"COMP_WORDS": "offseg ev", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "offseg ev"}
+    result = offseg(_OFFSEG_COMPLETE=script, _TYPER_COMPLETE_FISH_ACTION="get-args", **environment)
+    assert "evaluate" in result.stdout and "segment" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "a.jpg"], "unknown command 'predict' (did you mean segment?): `offseg --help` lists them"),
+        (["val"], "'val' (did you mean evaluate?)"),
+        (["test"], "'test' (did you mean evaluate?)"),
+        (["eval"], "'eval' (did you mean evaluate?)"),
+        (["fit"], "'fit' (did you mean train?)"),
+        (["segmnet", "--model", "m"], "'segmnet' (did you mean segment?)"),
+        (["data", "chek"], "'chek' (did you mean check?): `offseg data --help` lists them"),
+        (["zzz"], "unknown command 'zzz': `offseg --help` lists them"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(arguments, message):
+    result = offseg(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "a.jpg", "--model", "m"],
+        ["segment", "--model", "m", "--output", "o"],
+        ["segment", "a.jpg", "--model", "m", "--output", "o", "--opacity", "2"],
+        ["segment", "a.jpg", "--model", "m", "--output", "o", "--dtype", "int8"],
+        ["convert", "a.pth", "--output", "o"],
+        ["data", "scenes"],
+    ],
+)
+def test_wrong_usage(arguments):
+    result = offseg(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == "" and "Usage: offseg" in result.stderr and "Traceback" not in result.stderr
