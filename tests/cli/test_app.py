@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from offseg_hf.cli import app
+from offseg_hf.zoo.presets import PRESETS
 from tests.cli.running import OFFSEG, offseg
 
 
@@ -19,6 +22,10 @@ def test_version():
     result = subprocess.run([OFFSEG, "--version"], capture_output=True, text=True, env=ENVIRONMENT)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("offseg-hf ")
+
+
+def in_this_process(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, prog_name="offseg", env={"COLUMNS": "80"})
 
 
 def test_help_lists_users_commands_first():
@@ -36,8 +43,9 @@ def test_help_lists_users_commands_first():
 )
 def test_help_of_a_command(name):
     """Paragraphs that wrap where the terminal ends, no types beside flags, and three examples."""
-    result = offseg(*name, "-h", COLUMNS="80")
-    assert (result.returncode, result.stderr) == (0, "")
+    result = in_this_process(*name, "-h")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == in_this_process(*name, "--help").stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert "<bool>" not in result.stdout and max(map(len, lines)) <= 80
     examples = [line for line in lines[lines.index("Examples:") + 1 :] if line]
@@ -60,12 +68,19 @@ def test_help_and_presets_do_without_torch():
     assert result.stdout.splitlines()[-1] == "False", result.stderr
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell):
-    script = {"bash": "complete_bash", "zsh": "complete_zsh", "fish": "complete_fish"}[shell]
-    environment = {"COMP_WORDS": "offseg ev", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "offseg ev"}
-    result = offseg(_OFFSEG_COMPLETE=script, _TYPER_COMPLETE_FISH_ACTION="get-args", **environment)
-    assert "evaluate" in result.stdout and "segment" not in result.stdout
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("offseg ev", ["evaluate"]),
+        ("offseg data ch", ["check"]),
+        ("offseg train segnext-t", [name for name in PRESETS if name.startswith("segnext-t")]),
+        ("offseg convert a.pth --preset mask2f", ["mask2former-swin-t-offset-ade"]),
+    ],
+)
+def test_completion_in_bash(words, expected):
+    place = str(len(words.split()) - 1)
+    result = offseg(_OFFSEG_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=place)
+    assert result.stdout.split() == expected
 
 
 @pytest.mark.parametrize(
@@ -82,8 +97,8 @@ def test_completion(shell):
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(arguments, message):
-    result = offseg(*arguments)
-    assert (result.returncode, result.stdout) == (2, "")
+    result = in_this_process(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert message in line
 

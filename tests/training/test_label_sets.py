@@ -44,7 +44,7 @@ def test_they_train(processes, tmp_path, num_classes, ignore_index, model):
         values["model"] = {"preset": "mask2former-swin-t-offset-ade", "config": MASK2FORMER}
         values["optimizer"] |= {"max_gradient_norm": 0.01, "encoder_multiplier": 0.1}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
-    processes.run("--config", tmp_path / "own.yaml", "--output", tmp_path / "run")
+    processes.run(tmp_path / "own.yaml", "--output", tmp_path / "run")
     first, second, evaluated = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert np.isfinite([first["loss"], second["loss"]]).all() and first["loss"] != second["loss"]
     assert 0 <= evaluated["mIoU"] < 1

@@ -132,6 +132,13 @@ def command(app: typer.Typer, panel: str | None = None) -> Callable[[Callable[..
     return register
 
 
+def preset_names(incomplete: str) -> list[str]:
+    """Return the presets whose names begin so, for a shell to complete."""
+    from offseg_hf.zoo.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
 def wrong_usage(message: str) -> NoReturn:
     """End the command as one that was called wrongly: one line, exit code 2."""
     stderr.print("error:", message, style="red")

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from offseg_hf.cli.console import Overwrite, quiet_libraries, stdout
+from offseg_hf.cli.console import Overwrite, preset_names, quiet_libraries, stdout
 
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the official code (.pth).")],
-    preset: Annotated[str, typer.Option(help="What it is a checkpoint of; see `offseg presets`.")],
+    preset: Annotated[
+        str, typer.Option(help="What it is a checkpoint of; see `offseg presets`.", autocompletion=preset_names)
+    ],
     output: Annotated[Path, typer.Option(help="Folder for model, image processor and code.")],
     num_labels: Annotated[
         int | None, typer.Option(min=1, help="Number of its classes; by default what its weights have.")

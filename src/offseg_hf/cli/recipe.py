@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
-from offseg_hf.cli.console import stdout, wrong_usage
+from offseg_hf.cli.console import preset_names, stdout, wrong_usage
 
 
-Name = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe: a file, or the name of a preset.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE", help="A recipe: a file, or the name of a preset.", autocompletion=preset_names),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="What replaces the recipe's settings, as data.source=photos."),
