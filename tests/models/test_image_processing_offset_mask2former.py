@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, ImageSegmentationPipeline, pipeline
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from offseg_hf import OffsetMask2FormerImageProcessor
@@ -274,10 +274,14 @@ def assert_same_segments(actual: list[dict], expected: list[dict]) -> None:
         assert np.mean(np.asarray(a["mask"]) == np.asarray(b["mask"])) > 0.999
 
 
+@pytest.fixture(scope="module")
+def segment(folder) -> ImageSegmentationPipeline:
+    return pipeline("image-segmentation", model=str(folder))
+
+
 @pytest.mark.parametrize("subtask", ["semantic", "instance", "panoptic", None])
-def test_stock_pipeline(folder, subtask):
+def test_stock_pipeline(segment, subtask):
     """One by one, as a list and in batches; by default panoptic."""
-    segment = pipeline("image-segmentation", model=str(folder))
     photos = [photo(60, 80), photo(120, 160, seed=1), photo(30, 40, seed=2)]  # of one aspect ratio
     options = {"threshold": 0.3} | ({} if subtask is None else {"subtask": subtask})
     one_by_one = [segment(photo, **options) for photo in photos]
@@ -292,14 +296,13 @@ def test_stock_pipeline(folder, subtask):
 
 
 @torch.no_grad()
-def test_remote_code(folder):
+def test_remote_code(folder, segment):
     """A saved folder is complete for the Hub, where offseg_hf is not installed."""
     run_python(SCRIPT, folder, cwd=folder)  # not in the repository
     outputs = torch.load(folder / "outputs.pt", weights_only=False)
     image = Image.open(folder / "photo.png")
     masks = small_model()(**processor()(image, return_tensors="pt")).masks_queries_logits
     assert_same_outputs(torch.load(folder / "masks.pt"), (masks, masks))
-    segment = pipeline("image-segmentation", model=str(folder))
     for segments, options in zip(outputs, ({"subtask": "semantic"}, {"threshold": 0.3}), strict=True):
         assert_same_segments(segments, segment(image, **options))
     code = {path.name for path in folder.glob("*.py")}
