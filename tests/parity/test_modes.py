@@ -17,10 +17,6 @@ from tests.parity.fill import image
 # torch.compile finds no graph break. Whether the graph can be decomposed into torch's core operators takes minutes, as
 # do the slow tests of what compilers make of it.
 graphs = pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-# The fused modules are traced in eval mode, those that were loaded in a training step: that is all code there is.
-as_loaded_or_fused = pytest.mark.parametrize(
-    "fused", [pytest.param(False, marks=pytest.mark.slow, id="as-loaded"), pytest.param(True, id="fused")]
-)
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +174,23 @@ def count_recomputations(model: torch.nn.Module) -> dict[str, int]:
     return calls
 
 
+@pytest.mark.slow
 @torch.no_grad()
-@graphs
-@as_loaded_or_fused
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("fused", [False, True], ids=["as-loaded", "fused"])
 def test_is_one_graph(fused, backend, small_model):
-    model = small_model.fuse() if fused else small_model
+    assert_one_graph(small_model.fuse() if fused else small_model, backend)
+
+
+@torch.no_grad()
+def test_what_only_inference_does_is_one_graph(small_model):
+    """The padding, offset learning in eval mode and fused layers; the rest is traced in the training step below."""
+    config = copy.deepcopy(small_model.config)
+    config.pixel_decoder = "mlp"
+    assert_one_graph(OffSegForSemanticSegmentation(config).eval().fuse(), "eager")
+
+
+def assert_one_graph(model: OffSegForSemanticSegmentation, backend: str) -> None:
     pixel_values = images(2, 3, 70, 90)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
