@@ -14,3 +14,7 @@ def test_checkers_see_what_there_is():
     assert {*told, "register"} == set(offseg_hf.__all__)
     for name, module in told.items():
         assert getattr(offseg_hf, name) is getattr(import_module(module), name)
+
+
+def test_the_metric_is_where_it_was():
+    assert import_module("offseg_hf.metrics").MEAN_IOU_SCRIPT == offseg_hf.MEAN_IOU_SCRIPT

@@ -1,9 +1,11 @@
 """The presets against the official configurations and the models they describe."""
 
+import shutil
+
 import pytest
 from transformers import AutoImageProcessor
 
-from offseg_hf.zoo.presets import PRESETS, get_preset
+from offseg_hf.zoo.presets import PRESETS, configs_folder, get_preset, read_presets
 
 
 # number of the official model's parameters without `conv_seg`; (long, short side), window, stride, divisor of its test
@@ -78,6 +80,13 @@ def test_image_processor_follows_the_official_protocol(name, tmp_path):
     assert processor.do_reduce_labels == name.endswith(("-ade", "-context59"))
     assert [255 * mean for mean in processor.image_mean] == pytest.approx([123.675, 116.28, 103.53])
     assert [255 * std for std in processor.image_std] == pytest.approx([58.395, 57.12, 57.375])
+
+
+def test_a_recipe_of_ones_own_among_them_is_no_preset(tmp_path):
+    shutil.copytree(configs_folder(), tmp_path / "configs")
+    (tmp_path / "configs" / "mine.yaml").write_text("inherit: offseg-t-ade.yaml\ntraining: {seed: 1}\n")
+    (tmp_path / "configs" / "whole.yaml").write_text("data: {source: photos}\n")
+    assert read_presets(tmp_path / "configs") == PRESETS
 
 
 def test_overrides():

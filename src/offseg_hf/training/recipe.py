@@ -261,7 +261,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = _locate(recipe)
     left_out: list[str] = []
     inherited, own = _read(path, (), left_out)
-    if is_official(path):  # who takes an official recipe has not written it
+    if is_official(path) and path.stem in PRESETS:  # who takes an official recipe has not written it
         inherited, own = _over(inherited, own, left_out), {}
     for override in overrides:
         own = merge(own, _parse_override(override))

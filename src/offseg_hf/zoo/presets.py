@@ -79,9 +79,13 @@ def configs_folder() -> Path:
 
 
 @cache
+def _values(path: Path) -> dict[str, Any]:
+    return parse_yaml(path.read_text(encoding="utf-8"))
+
+
 def _preset_section(path: Path) -> dict[str, Any]:
     """What a file says in its section `preset`, over what those say that it builds on."""
-    values = parse_yaml(path.read_text(encoding="utf-8"))
+    values = _values(path)
     parents = values.get("inherit", [])
     section: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
@@ -89,12 +93,16 @@ def _preset_section(path: Path) -> dict[str, Any]:
     return section | values.get("preset", {})
 
 
-def _read_presets() -> dict[str, Preset]:
-    """All of them: by family, size and data set."""
+def read_presets(folder: Path) -> dict[str, Preset]:
+    """Return those of a folder by family, size and data set: the files that have a section `preset`.
+
+    The others are recipes, perhaps someone's own.
+    """
     presets = []
-    for path in configs_folder().glob("*.yaml"):
-        section = _preset_section(path)
-        presets.append(Preset(name=path.stem, **section | {"scale": tuple(section["scale"])}))
+    for path in folder.glob("*.yaml"):
+        if "preset" in _values(path):
+            section = _preset_section(path)
+            presets.append(Preset(name=path.stem, **section | {"scale": tuple(section["scale"])}))
     families, label_sets = list(FAMILIES), list(LABEL_SETS)
 
     def place(preset: Preset) -> tuple[int, int, int]:
@@ -104,7 +112,7 @@ def _read_presets() -> dict[str, Preset]:
     return {preset.name: preset for preset in sorted(presets, key=place)}
 
 
-PRESETS = _read_presets()
+PRESETS = read_presets(configs_folder())
 
 
 def get_preset(name: str) -> Preset:
