@@ -26,6 +26,10 @@ demo: $(VENV)/installed  ## Train a small OffSeg on generated scenes, evaluate, 
 test: lint $(VENV)/timm/installed  ## Lint and test, all but the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+.PHONY: coverage
+coverage: $(VENV)/timm/installed  ## The tests of `make test`, and which lines and branches they reach, subprocesses included
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --cov --cov-report term
+
 .PHONY: test-slow
 test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole models
 	$(BIN)/pytest -m slow
@@ -39,9 +43,10 @@ test-transformers: $(VENV)/installed $(TRANSFORMERS_TESTS)  ## transformers' own
 	TRANSFORMERS_TESTS=$(TRANSFORMERS_TESTS) $(BIN)/pytest tests/transformers_mixins
 
 .PHONY: lint
-lint: $(VENV)/installed  ## Check style, format, what imports what, and that every library is a dependency
+lint: $(VENV)/installed  ## Check style, format, types, what imports what, and that every library is a dependency
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry src
 

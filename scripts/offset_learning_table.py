@@ -17,10 +17,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from benchmark.measure import count_macs, markdown_table  # noqa: E402
+from benchmark.measure import count_macs, markdown_table
 
-from adaptation.smp_support import SMP_PATH, import_smp  # noqa: E402
-from offseg_hf import apply_offset_learning  # noqa: E402
+from adaptation.smp_support import SMP_PATH, import_smp
+from offseg_hf import apply_offset_learning
 
 
 SWIN_T = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}

@@ -21,10 +21,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from measure import interleaved_medians, machine, markdown_table, peak_memory  # noqa: E402
+from measure import interleaved_medians, machine, markdown_table, peak_memory
 
-from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation  # noqa: E402
-from oracle import plain  # noqa: E402
+from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation
+from oracle import plain
 
 
 CASES = {  # size of the model, classes, side of the image

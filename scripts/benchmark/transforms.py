@@ -98,7 +98,7 @@ def plain(transform: TrainingTransform, steps: type) -> Sample:
     def sample(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         height, width = transform.sample_size(*labels.shape, rng)
         image, labels = steps.resize(image, labels, height, width)
-        for attempt in range(11):
+        for _ in range(11):
             top, left = (rng.integers(max(e - c, 0) + 1) for e, c in zip((height, width), transform.crop_size))
             box = slice(top, top + transform.crop_size[0]), slice(left, left + transform.crop_size[1])
             ids, counts = np.unique(labels[box], return_counts=True)
@@ -172,7 +172,7 @@ def measure(samples: dict[str, Sample], pairs: list[Pair], seconds: float) -> di
     """Samples per second of CPU time; the ways take turns, and all of them see the same draws."""
     spent, count = dict.fromkeys(samples, 0.0), 0
     generators = {name: np.random.default_rng(0) for name in samples}
-    for name, sample in samples.items():
+    for sample in samples.values():
         sample(*pairs[0], np.random.default_rng(1))
     while count < 8 or sum(spent.values()) < seconds * len(samples):
         for name, sample in samples.items():

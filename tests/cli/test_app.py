@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -51,7 +52,7 @@ def test_help_of_a_command(name):
     examples = [line for line in lines[lines.index("Examples:") + 1 :] if line]
     assert len(examples) == 3 and all("offseg " in example for example in examples)
     about = lines[: next(place for place, line in enumerate(lines) if line.startswith("╭"))]
-    for line, following in zip(about, about[1:]):
+    for line, following in pairwise(about):
         if line and following:
             assert len(f"{line} {following.split()[0]}") > 78, "a line that ends before the terminal does"
 

@@ -4,6 +4,7 @@ import pickle
 import struct
 import time
 from collections import OrderedDict
+from contextlib import suppress
 
 import pytest
 
@@ -111,8 +112,6 @@ def tuple_bomb() -> bytes:
 )
 def test_bombs_cost_no_more_than_their_bytes(data):
     start = time.process_time()
-    try:
+    with suppress(BrokenPickleError):
         load(data)
-    except BrokenPickleError:
-        pass
     assert time.process_time() - start < 10

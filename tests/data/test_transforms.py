@@ -231,10 +231,12 @@ def test_every_hsv_to_colour_as_opencv():
 
 def find_distortion(**wanted: bool) -> Distortion:
     """The first that has, or has not, the given parts."""
-    for seed in itertools.count():
-        distortion = sample_distortion(np.random.default_rng(seed))
-        if all((getattr(distortion, name) is not None) == there for name, there in wanted.items()):
-            return distortion
+    distortions = (sample_distortion(np.random.default_rng(seed)) for seed in itertools.count())
+    return next(
+        distortion
+        for distortion in distortions
+        if all((getattr(distortion, name) is not None) == there for name, there in wanted.items())
+    )
 
 
 def test_black_white_and_grey_keep_their_place():

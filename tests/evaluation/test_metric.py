@@ -365,7 +365,7 @@ def test_evaluate_interface(mean_iou, evaluate_cache):
     assert results["overall_accuracy"] == expected["aAcc"]
     np.testing.assert_array_equal(results["per_category_iou"], expected["IoU_per_class"])
     np.testing.assert_array_equal(results["per_category_accuracy"], expected["Acc_per_class"])
-    assert len(mean_iou) == 0 and not [path for path in evaluate_cache.rglob("*.arrow")]
+    assert len(mean_iou) == 0 and not list(evaluate_cache.rglob("*.arrow"))
     with pytest.raises(ValueError, match="nothing to compute"):
         mean_iou.compute(num_labels=CLASSES, ignore_index=255)
 

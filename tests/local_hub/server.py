@@ -4,6 +4,7 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -119,10 +120,8 @@ class Listener(ThreadingHTTPServer):
 
     def drop_connections(self) -> None:
         for connection in list(self.connections):
-            try:
+            with suppress(OSError):  # the client was faster
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # the client was faster
-                pass
 
 
 class Handler(BaseHTTPRequestHandler):

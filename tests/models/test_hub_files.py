@@ -21,16 +21,14 @@ def unfit_for_hub(folder: Path) -> list[str]:
         text = path.read_text()
         tree = ast.parse(text)
         allowed = CONFIGURATION_LIBRARIES if path.name.startswith("configuration_") else HUB_LIBRARIES
-        for library in sorted(set(get_imports(path)) - allowed - set(sys.stdlib_module_names)):
-            problems.append(f"{path.name} imports {library}")
+        foreign = sorted(set(get_imports(path)) - allowed - set(sys.stdlib_module_names))
+        problems += [f"{path.name} imports {library}" for library in foreign]
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level and (node.level > 1 or not node.module):
                 problems.append(f"{path.name}:{node.lineno} must be `from .name import X`")
-            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "isinstance":
-                if "Config" in ast.unparse(node.args[1]):
-                    problems.append(
-                        f"{path.name}:{node.lineno} compares classes of configs: on the Hub they have twins"
-                    )
+            is_check = isinstance(node, ast.Call) and getattr(node.func, "id", None) == "isinstance"
+            if is_check and "Config" in ast.unparse(node.args[1]):
+                problems.append(f"{path.name}:{node.lineno} compares classes of configs: on the Hub they have twins")
         written = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
         for name in get_relative_imports(path):
             if name not in written:

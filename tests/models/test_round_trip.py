@@ -120,7 +120,7 @@ def test_auto_class(model, folder):
 def test_file(model, folder):
     """One entry per parameter and statistic under its own name, none shared and none left over."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
         assert file.metadata() == {"format": "pt"}
     names = model.state_dict().keys()
     expected = dict(model.named_parameters()) | {

@@ -173,7 +173,7 @@ def test_commands(hub):
     arguments = [[str(number), token, rest] for number, (token, *rest) in enumerate(cases)]
     outcomes = results(hub.run(COMMANDS, json.dumps(arguments), OFFSEG_DEBUG=""))
     assert len(outcomes) == len(cases)
-    for ((token, *rest), parts), (_, code, said) in zip(cases.items(), outcomes):
+    for ((_, *rest), parts), (_, code, said) in zip(cases.items(), outcomes):
         (line,) = said.splitlines()
         assert code == 1 and line.startswith("error: "), (rest, said)
         assert all(part in line for part in parts), (rest, line)
