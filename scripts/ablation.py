@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from threading import Event
 
 from benchmark.measure import markdown_table
-from PIL import Image
+from matplotlib.figure import Figure
 
 from offseg_hf.training.log import read_log
 from offseg_hf.training.recipe import load_recipe
@@ -70,7 +70,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     results = collect(arguments.output, arguments.arms, arguments.seeds)
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw_results(results).save(arguments.output / "curves.png")
+    draw_results(results).savefig(arguments.output / "curves.png")
     print(table(results), class_table(results), sep="\n\n")
 
 
@@ -150,7 +150,7 @@ def collect(output: Path, arms: Iterable[str], seeds: Iterable[int]) -> dict:
     return {"data": data, "environment": environment, "runs": runs}
 
 
-def draw_results(results: dict) -> Image.Image:
+def draw_results(results: dict) -> Figure:
     """Training loss above mIoU by iteration: every seed, and the mean of each arm."""
     arms = list(dict.fromkeys(run["arm"] for run in results["runs"]))
     titles = {"loss": "training loss", "curve": f"mIoU on {results['data']['title']}, {results['data']['split']}"}

@@ -82,7 +82,7 @@ def main() -> None:
         for name, label_map in (("model", predictions[index]), ("truth", val_maps[index])):
             draw_overlay(image, label_map, labels.names, labels.palette).save(output / f"scene{index}_{name}.png")
         label_image(predictions[index], labels.palette).save(output / f"scene{index}_labels.png")
-    draw_plots(training_plots(read_log(training / "log.jsonl"))).save(output / "curve.png")
+    draw_plots(training_plots(read_log(training / "log.jsonl"))).savefig(output / "curve.png")
 
     print(f"\nmIoU and pixel accuracy on {len(val_maps)} scenes of {len(labels)} classes:")
     for name, (miou, accuracy) in scores.items():

@@ -143,7 +143,7 @@ def evaluate(
     }
     if save_dir is not None:
         with whole_file(Path(save_dir, "confusion_matrix.png")) as path:
-            draw_confusion_matrix(result["confusion_matrix"], label_set.names).save(path)
+            draw_confusion_matrix(result["confusion_matrix"], label_set.names).savefig(path, format="png")
     for file in files:  # last, as it says that everything is there
         write_json(file, report)
     return report

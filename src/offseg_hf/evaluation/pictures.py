@@ -1,15 +1,20 @@
 """What an evaluation shows: a photo with its annotation beside the prediction, and the confusion matrix."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from offseg_hf.visualization import BACKGROUND, FAINT_TEXT, TEXT, Palette, draw_overlay
+from offseg_hf.visualization import BACKGROUND, TEXT, Palette, draw_overlay
+from offseg_hf.visualization.style import DPI, chart_style
 
 
-RAMP = np.array([(255, 255, 255), (198, 219, 239), (66, 146, 198), (8, 48, 107)], dtype=np.float64)
-ABSENT = (236, 236, 236)  # rows of classes that are nowhere annotated
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+ABSENT = "#ececec"  # rows of classes that are nowhere annotated
 NUMBERS_FROM = 34  # pixels: cells this large have their percentage written in them
 
 
@@ -40,60 +45,42 @@ def draw_comparison(
     return canvas
 
 
-def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """Of the pixels of each class (row), which share is taken for which class (column).
+def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
+    """Draw which share of the pixels of each class (row) is taken for which class (column).
 
-    matrix: integers (classes, classes), pixels by label and prediction. Colours go by the square root of the share,
-    so that rare confusions show.
+    Colors go by the square root of the share, so that rare confusions show. Rows of classes that are nowhere annotated
+    are gray.
+
+    Args:
+        matrix: Integers (classes, classes), pixels by label and prediction.
+        names: Of the classes.
+
+    Returns:
+        A figure, for `savefig` with a path that ends in .png or .svg.
     """
-    count = len(names)
-    cell = min(max(960 // count, 12), 44)
-    font = ImageFont.load_default(max(10, cell // 3))
-    line = 2 * max(10, cell // 3)
+    import matplotlib as mpl
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
     total = matrix.sum(axis=1, keepdims=True)
-    shares = matrix / np.maximum(total, 1)
-    margin = round(max(font.getlength(name) for name in names)) + 12
-    top = margin + line
-    width = max(margin + count * cell + 12, round(font.getlength(_CAPTION)) + 24)
-    canvas = Image.new("RGB", (width, top + count * cell + 12), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((12, line // 2), _CAPTION, fill=FAINT_TEXT, font=font, anchor="lm")
-    canvas.paste(_column_names(names, margin, cell, font), (margin, line))
-
-    colours = _colours(shares)
-    colours[total[:, 0] == 0] = ABSENT
-    cells = Image.fromarray(np.kron(colours, np.ones((cell, cell, 1), dtype=np.uint8)))
-    canvas.paste(cells, (margin, top))
-    for row, name in enumerate(names):
-        middle = top + row * cell + cell // 2
-        draw.text((margin - 6, middle), name, fill=TEXT, font=font, anchor="rm")
-        for column in np.flatnonzero(shares[row] >= 0.005) if cell >= NUMBERS_FROM else ():
-            place = (margin + column * cell + cell // 2, middle)
-            ink = BACKGROUND if shares[row, column] > 0.3 else TEXT
-            draw.text(place, f"{100 * shares[row, column]:.0f}", fill=ink, font=font, anchor="mm")
-    draw.rectangle((margin - 1, top - 1, margin + count * cell, top + count * cell), outline=FAINT_TEXT)
-    return canvas
-
-
-_CAPTION = "% of the pixels of a class (row) predicted as (column)"
-
-
-def _colours(shares: np.ndarray) -> np.ndarray:
-    """Shares in 0..1 to uint8 colours (..., 3)."""
-    position = np.sqrt(shares)
-    stops = np.linspace(0, 1, len(RAMP))
-    channels = [np.interp(position, stops, RAMP[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def _column_names(names: Sequence[str], height: int, cell: int, font: ImageFont.ImageFont) -> Image.Image:
-    """Names that read upwards, one over each column."""
-    lying = Image.new("RGB", (height, len(names) * cell), BACKGROUND)
-    draw = ImageDraw.Draw(lying)
-    for index, name in enumerate(names):
-        # Turned by a quarter to the left, the last line becomes the last column, and the left end the lower one.
-        draw.text((6, index * cell + cell // 2), name, fill=TEXT, font=font, anchor="lm")
-    return lying.transpose(Image.Transpose.ROTATE_90)
+    shares = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+    cell = min(max(960 // len(names), 12), 44)  # pixels
+    font_size = max(7, cell / 6)  # points
+    side = (cell * len(names) + 9 * max(len(name) for name in names) + 60) / DPI
+    with chart_style():
+        figure = Figure((max(side, 4), max(side, 4)), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap=mpl.colormaps["Blues"].with_extremes(bad=ABSENT), norm=PowerNorm(0.5, 0, 1))
+        places = np.arange(len(names))
+        axes.set_xticks(places, names, rotation=90, fontsize=font_size)
+        axes.set_yticks(places, names, fontsize=font_size)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set_title("% of the pixels of a class (row) predicted as (column)", loc="center")
+        for row, column in np.argwhere(shares >= 0.005) if cell >= NUMBERS_FROM else ():
+            share = shares[row, column]
+            ink = "white" if share > 0.3 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", color=ink, fontsize=font_size, ha="center", va="center")
+    return figure
 
 
 def _titled(title: str, picture: Image.Image) -> Image.Image:

@@ -174,7 +174,7 @@ def _curves(log: list[dict[str, float]]) -> bytes | None:
     if not plots:
         return None
     file = io.BytesIO()
-    draw_plots(plots).save(file, format="PNG", optimize=True)
+    draw_plots(plots).savefig(file, format="png")
     return file.getvalue()
 
 
