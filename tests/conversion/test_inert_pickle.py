@@ -99,6 +99,7 @@ def tuple_bomb() -> bytes:
     "data",
     [
         pytest.param(b"}" + tuple_bomb() + b"K\x01s.", id="as a key"),
+        pytest.param(b"}(K\x01q\x00" + b"h\x00h\x00\x86q\x00" * 100 + b"tK\x01s.", id="as a key, by the memo"),
         pytest.param(b"\x8f(" + tuple_bomb() + b"\x90.", id="in a set"),
         pytest.param(tuple_bomb() + b"\x8c\x01x\x93.", id="as a module's name"),
         pytest.param(b"N" + b"r" + struct.pack("<I", 2**32 - 1) + b".", id="far away in the memo"),

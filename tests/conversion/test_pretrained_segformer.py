@@ -22,7 +22,7 @@ SMALL = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 2, 1], "num_attention
 
 
 def filled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """With values unlike those of any initialisation in every parameter and statistic; variances are positive."""
+    """With values unlike those of any initialization in every parameter and statistic; variances are positive."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -81,7 +81,7 @@ def test_encoder_of_a_classifier(original, tmp_path):
 def test_decoder_that_fits(original, tmp_path):
     """It gives what SegFormer's gives before its classifier, where the ReLU that it has not does nothing."""
     stock, model = segmenter(decoder_hidden_size=24), ours(decoder_hidden_size=24)
-    for norm in (conv.norm for conv in model.pixel_decoder.lateral_convs):  # as they are initialised
+    for norm in (conv.norm for conv in model.pixel_decoder.lateral_convs):  # as they are initialized
         nn.init.ones_(norm.weight)
         norm.reset_running_stats()
     generator = torch.Generator().manual_seed(2)

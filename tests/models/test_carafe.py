@@ -1,4 +1,4 @@
-"""CARAFE: equal to unfolded neighbourhoods, weighted and summed, and so are its gradients."""
+"""CARAFE: equal to unfolded neighborhoods, weighted and summed, and so are its gradients."""
 
 import pytest
 import torch
@@ -13,10 +13,10 @@ from tests.comparison import assert_same_gradients, assert_same_outputs
 def unfolded(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
     size = int(kernels.shape[-1] ** 0.5)
     height, width = features.shape[-2:]
-    neighbours = F.unfold(features, size, padding=size // 2).unflatten(1, (-1, size**2)).unflatten(3, (height, width))
+    neighbors = F.unfold(features, size, padding=size // 2).unflatten(1, (-1, size**2)).unflatten(3, (height, width))
     for axis in (-2, -1):
-        neighbours = neighbours.repeat_interleave(scale, dim=axis)
-    return (neighbours * kernels.permute(0, 3, 1, 2)[:, None]).sum(dim=2)
+        neighbors = neighbors.repeat_interleave(scale, dim=axis)
+    return (neighbors * kernels.permute(0, 3, 1, 2)[:, None]).sum(dim=2)
 
 
 def example(size: int, scale: int, dtype=torch.float64) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def test_gradient_is_the_one_of_the_operators():
 
 
 def test_gradient_in_half_precision():
-    """As good as the type allows: sums over hundreds of neighbours are not rounded one by one."""
+    """As good as the type allows: sums over hundreds of neighbors are not rounded one by one."""
     inputs = example(5, 2, torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     gradients, expected = (torch.autograd.grad(carafe(*x, 2).square().sum(), x) for x in (inputs, exact))

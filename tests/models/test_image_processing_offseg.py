@@ -41,7 +41,7 @@ def pattern(*shape):
 
 
 def read(image, **kwargs):
-    """What the processor reads, (3, height, width), without resizing and normalising it."""
+    """What the processor reads, (3, height, width), without resizing and normalizing it."""
     processor = OffSegImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     batch = processor(image, return_tensors="np", **kwargs)
     assert batch.pixel_values.dtype == np.float32
@@ -266,8 +266,8 @@ def palette_image(transparency=None):
     return image
 
 
-PALETTE_COLOURS = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [100, 110, 120]])
-EXPECTED_PALETTE = channels_first(PALETTE_COLOURS[np.arange(35).reshape(5, 7) % 4])
+PALETTE_COLORS = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [100, 110, 120]])
+EXPECTED_PALETTE = channels_first(PALETTE_COLORS[np.arange(35).reshape(5, 7) % 4])
 WIDE = (pattern(5, 7).astype(np.uint16) << 8) + pattern(7, 5).T  # 16 bits; the upper 8 count
 BLACK_AND_WHITE = np.where(GRAY > 127, 255, 0)
 PIL_IMAGES = {
@@ -738,7 +738,7 @@ def folder(model, processor, tmp_path_factory):
 
 
 def photo(height, width, seed):
-    """Coloured blobs, so that several classes win somewhere."""
+    """Colored blobs, so that several classes win somewhere."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 

@@ -132,7 +132,7 @@ def test_batch_norm_statistics(learned):
 
 
 def test_initialization():
-    """As in the official code, where what contains a layer overrules the layer's own initialisation."""
+    """As in the official code, where what contains a layer overrules the layer's own initialization."""
     torch.manual_seed(0)
     model = OffSegForSemanticSegmentation(OffSegConfig.from_size("t"))
     fusion, block = model.pixel_decoder.fusions[0], model.encoder.stages[3][0]
@@ -148,7 +148,7 @@ def test_initialization():
     assert not any(conv.bias.any() for conv in fusion.modules() if isinstance(conv, nn.Conv2d))
     assert set(block.mlp_scale.flatten().tolist()) == {torch.tensor(1e-5).item()}
 
-    # Under transformers' rules: what a file lacks is initialised in this way, and what was loaded stays.
+    # Under transformers' rules: what a file lacks is initialized in this way, and what was loaded stays.
     state_dict = {key: value for key, value in model.state_dict().items() if "fusions.0.low_pass" not in key}
     loaded = OffSegForSemanticSegmentation.from_pretrained(None, config=model.config, state_dict=state_dict)
     assert_same_weights({key: value for key, value in loaded.state_dict().items() if key in state_dict}, state_dict)
@@ -301,7 +301,7 @@ def test_backbone_of_a_trained_model(tmp_path):
 
 
 def test_encoder_of_a_backbone_checkpoint(tmp_path):
-    """A backbone's folder initialises the encoder of OffSeg through `from_pretrained` alone."""
+    """A backbone's folder initializes the encoder of OffSeg through `from_pretrained` alone."""
     backbone = EfficientFormerV2Backbone(EfficientFormerV2Config(**SMALL))
     backbone.save_pretrained(tmp_path)
     model, report = OffSegForSemanticSegmentation.from_pretrained(

@@ -357,7 +357,7 @@ def test_config(stock, tmp_path):
 
 
 def test_stock_checkpoint_can_be_loaded(stock, tmp_path):
-    """All weights are the checkpoint's but those of the alignment, which are initialised."""
+    """All weights are the checkpoint's but those of the alignment, which are initialized."""
     stock.save_pretrained(tmp_path)
     config = OffsetAlignmentConfig(base_config=AutoConfig.from_pretrained(tmp_path))
     model, report = OffsetAlignmentForUniversalSegmentation.from_pretrained(

@@ -32,7 +32,7 @@ from tests.semantic_models import LABELS, NAMES, SIZE, images, label_maps, small
 
 
 def with_any_weights(model: nn.Module) -> nn.Module:
-    """In eval mode, with values unlike those of any initialisation in every parameter and buffer."""
+    """In eval mode, with values unlike those of any initialization in every parameter and buffer."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -109,7 +109,7 @@ for folder in Path(sys.argv[1]).iterdir():
 
 
 def test_code_from_the_hub(tmp_path):
-    """With `trust_remote_code=True` where offseg_hf is not installed, missing weights initialised there too."""
+    """With `trust_remote_code=True` where offseg_hf is not installed, missing weights initialized there too."""
     model = with_any_weights(apply_offset_learning(small_model("upernet-convnext"), warm_start=False))
     for name in ("whole", "headless"):
         model.save_pretrained(tmp_path / name)
@@ -164,8 +164,8 @@ def assert_new_head(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", ["segformer", "upernet-swin", "beit"])
-def test_missing_weights_are_initialised(name, tmp_path):
-    """The wrapped model initialises its modules by itself, and has never heard of offset learning."""
+def test_missing_weights_are_initialized(name, tmp_path):
+    """The wrapped model initializes its modules by itself, and has never heard of offset learning."""
     model = with_any_weights(apply_offset_learning(small_model(name), warm_start=False))
     model.save_pretrained(tmp_path)
     without_head(tmp_path)
@@ -206,7 +206,7 @@ def test_from_configuration(name, warm_start):
 
 
 def test_wrapping_keeps_all_weights():
-    """Also those of modules that transformers has not initialised, as a head that somebody replaced."""
+    """Also those of modules that transformers has not initialized, as a head that somebody replaced."""
     base = small_model("segformer")
     base.decode_head.classifier = nn.Conv2d(16, len(LABELS), 1)
     expected = {name: tensor.clone() for name, tensor in base.state_dict().items()}

@@ -45,7 +45,7 @@ ALIGNMENT_KEYS = {f"{ALIGNMENT}class_offset_proj.weight", f"{ALIGNMENT}feature_o
 
 
 def random_values(model: nn.Module) -> nn.Module:
-    """In eval mode, with every parameter unlike that of any initialisation."""
+    """In eval mode, with every parameter unlike that of any initialization."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -100,7 +100,7 @@ def test_begins_as_the_mask2former_it_continues(stock_folder):
 
 
 def test_alignment_from_scratch(stock_folder):
-    """The official initialisation: normal, truncated at 2, which is far out."""
+    """The official initialization: normal, truncated at 2, which is far out."""
     torch.manual_seed(0)
     for model in (
         loaded_from(stock_folder),
@@ -111,7 +111,7 @@ def test_alignment_from_scratch(stock_folder):
 
 
 def test_half_an_alignment(tmp_path):
-    """What is loaded stays, what is missing is initialised."""
+    """What is loaded stays, what is missing is initialized."""
     model = small_model(use_feature_offset=False)
     model.save_pretrained(tmp_path)
     key, missing = sorted(ALIGNMENT_KEYS)

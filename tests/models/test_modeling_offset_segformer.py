@@ -28,7 +28,7 @@ SMALL = ENCODER | {
 
 
 def small_model(**fields) -> OffsetSegformerForSemanticSegmentation:
-    """In eval mode, with values unlike those of any initialisation in every parameter and buffer."""
+    """In eval mode, with values unlike those of any initialization in every parameter and buffer."""
     model = OffsetSegformerForSemanticSegmentation(OffsetSegformerConfig(**SMALL | fields)).eval()
     generator = torch.Generator().manual_seed(0)
     for tensor in model.state_dict().values():
@@ -204,7 +204,7 @@ def test_start_without_offsets(start_without_offsets):
     assert model.offset_learning.class_representation.any()
 
 
-def test_initialisation():
+def test_initialization():
     """As the official code starts from scratch."""
     torch.manual_seed(0)
     config = OffsetSegformerConfig(hidden_sizes=[32, 64, 160, 256], depths=[1, 1, 1, 1], num_labels=150)

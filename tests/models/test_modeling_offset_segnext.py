@@ -133,7 +133,7 @@ def test_start_without_offsets(start_without_offsets):
     assert model.offset_learning.class_representation.any()
 
 
-def test_initialisation_is_the_official_one():
+def test_initialization_is_the_official_one():
     torch.manual_seed(0)
     model = OffsetSegNextForSemanticSegmentation(OffsetSegNextConfig.from_size("t"))
     for name, module in model.named_modules():
@@ -350,7 +350,7 @@ def test_backbone_in_upernet():
 
 
 def test_encoder_of_a_backbone_checkpoint(tmp_path):
-    """A backbone's folder initialises the encoder through `from_pretrained` alone."""
+    """A backbone's folder initializes the encoder through `from_pretrained` alone."""
     backbone = small_backbone()
     backbone.save_pretrained(tmp_path)
     model, report = OffsetSegNextForSemanticSegmentation.from_pretrained(

@@ -138,13 +138,13 @@ def test_samples_do_not_see_each_other():
     torch.testing.assert_close(head(pixels), one_by_one, rtol=1e-12, atol=1e-12)
 
 
-def test_logits_are_normalised_over_classes():
+def test_logits_are_normalized_over_classes():
     logits = OffsetLearning(5, 8)(torch.randn(2, 8, 6, 7) * 100)
     torch.testing.assert_close(logits.mean(dim=1), torch.zeros(2, 6, 7), rtol=0, atol=1e-9)
     torch.testing.assert_close(logits.var(dim=1, correction=0), torch.ones(2, 6, 7), rtol=0, atol=1e-2)
 
 
-def test_initialisation():
+def test_initialization():
     head = OffsetLearning(64, 64)
     for weight in (head.class_representation, head.class_offset_proj.weight, head.feature_offset_proj.weight):
         assert abs(weight.std().item() - 0.02) < 0.001

@@ -1,4 +1,4 @@
-"""The factorisation against multiplicative updates written out, and its bases: the same always and everywhere."""
+"""The factorization against multiplicative updates written out, and its bases: the same always and everywhere."""
 
 import copy
 
@@ -73,7 +73,7 @@ def test_batch_is_its_images():
 
 
 @torch.no_grad()
-def test_nothing_to_factorise():
+def test_nothing_to_factorize():
     """A map of zeros has no bases: zeros come back, not NaN."""
     assert torch.equal(factorization()(torch.zeros(1, CHANNELS, 4, 4)), torch.zeros(1, CHANNELS, 4, 4))
 

@@ -43,7 +43,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, PreTrainedModel]:
-    """In eval mode, with values unlike those of any initialisation in every parameter and buffer."""
+    """In eval mode, with values unlike those of any initialization in every parameter and buffer."""
     generator = torch.Generator().manual_seed(0)
     models = {name: make().eval() for name, make in MODELS.items()}
     for model in models.values():

@@ -68,7 +68,7 @@ def official_state_dict(preset: str) -> dict[str, torch.Tensor]:
 
 
 def image(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Normalised images (batch, 3, height, width), float32: a 9 x 9 grid of colours, interpolated, and noise."""
+    """Normalized images (batch, 3, height, width), float32: a 9 x 9 grid of colors, interpolated, and noise."""
     rng = generator(f"image:{name}")
     grid = rng.standard_normal((*shape[:2], 9, 9))
     y, x = (np.linspace(0, 8, length) for length in shape[2:])
@@ -85,8 +85,8 @@ def image(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def rgb_image(name: str, height: int, width: int) -> np.ndarray:
     """A photo (height, width, 3), uint8."""
-    normalised = image(f"rgb:{name}", (1, 3, height, width))[0].transpose(1, 2, 0)
-    return np.clip(128 + 52 * normalised, 0, 255).round().astype(np.uint8)
+    normalized = image(f"rgb:{name}", (1, 3, height, width))[0].transpose(1, 2, 0)
+    return np.clip(128 + 52 * normalized, 0, 255).round().astype(np.uint8)
 
 
 def label_maps(name: str, shape: tuple[int, int, int], num_classes: int) -> np.ndarray:

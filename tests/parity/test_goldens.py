@@ -110,7 +110,7 @@ def assert_stages_close(feature_maps: tuple[torch.Tensor, ...], golden: dict[str
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_pixel_values(name):
-    """What the model gets of a photo: resize, normalisation."""
+    """What the model gets of a photo: resize, normalization."""
     golden, preset, size = load(name)
     pixel_values = inputs_of(preset, size).pixel_values
     assert pixel_values.shape == tuple(golden["pixel_shape"])

@@ -1,6 +1,6 @@
 """Read the weights of an official checkpoint without running anything that it names.
 
-Three formats are recognised by content: PyTorch's zip, PyTorch's older stream
+Three formats are recognized by content: PyTorch's zip, PyTorch's older stream
 (`torch.save(..., _use_new_zipfile_serialization=False)`) and safetensors. The pickles in the first two are read as
 data (see `inert_pickle`), so a training checkpoint of mmengine needs no mmengine, and a hostile one changes nothing.
 
@@ -20,13 +20,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
-from offseg_hf.conversion.inert_pickle import Global, InertUnpickler, Opaque
+from offseg_hf.conversion.inert_pickle import Builder, Global, InertUnpickler, Opaque
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
@@ -102,17 +102,20 @@ StorageLoader = Callable[[Storage], torch.Tensor]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in the file at `path`, on the CPU: dtypes as stored, names without those of torch's wrappers.
+    """Return the state dict in a checkpoint, on the CPU, in the dtypes that are stored.
 
-    These are `module.` before all names, and `_orig_mod.` and its like anywhere. Tensors that share a storage in the
-    file share memory here. Raises `CheckpointError` for anything that is not a whole checkpoint and `OSError` for a
-    file that cannot be opened.
+    Names lose what torch's wrappers put into them: `module.` before all, `_orig_mod.` and its like anywhere. Tensors
+    that share a storage in the file share memory here.
+
+    Raises:
+        CheckpointError: for anything that is not a whole checkpoint.
+        OSError: for a file that cannot be opened.
     """
     return open_checkpoint(path).weights
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """What `read_checkpoint` reads, and what else the file says of the model."""
+    """Return what `read_checkpoint` reads, and what else the file says of the model."""
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: {EXPECTED}, got a directory; name the file in it")
@@ -129,7 +132,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _unwrapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same under the names of the module inside of torch's wrappers."""
+    """Return the same under the names of the module inside of torch's wrappers."""
     while weights:
         bare = {WRAPPED.sub("", name): tensor for name, tensor in weights.items()}
         inner = {name: tensor for name, tensor in bare.items() if name not in AVERAGE_COUNTERS}
@@ -157,7 +160,7 @@ def _read(file: BinaryIO, path: Path) -> Checkpoint:
 
 
 def _describe(head: bytes, size: int) -> str:
-    """What a file that is no checkpoint probably is, and what to do about it."""
+    """Return what a file that is no checkpoint probably is, and what to do about it."""
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"a web page of {size} bytes; use the link of the file itself, not of the page that shows it"
@@ -251,7 +254,10 @@ def _flat_tensor(data: bytes, storage: Storage) -> torch.Tensor:
 
 
 def _storage(pid: object) -> Storage | Global | Opaque:
-    """What a persistent id names: ("storage", type, key, location, numel); or, in a stream, ("module", class, ...)."""
+    """Return what a persistent id names.
+
+    That is ("storage", type, key, location, numel); or, in a stream, ("module", class, ...).
+    """
     match pid:
         case ("module", Global() as module_class, *_):
             return module_class
@@ -261,7 +267,7 @@ def _storage(pid: object) -> Storage | Global | Opaque:
     return Opaque("persistent id")
 
 
-def _view(storage: object, offset: object, size: object, stride: object, *_: object) -> TensorView | Opaque:
+def _view(storage: object, offset: Any, size: object, stride: object, *_: object) -> TensorView | Opaque:
     """`torch._utils._rebuild_tensor_v2` as a record; gradients, hooks and metadata are of no use to a conversion."""
     if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)):
         return Opaque("torch.Tensor")
@@ -269,11 +275,11 @@ def _view(storage: object, offset: object, size: object, stride: object, *_: obj
 
 
 def _ordered_dict(*pairs: object) -> dict | Opaque:
-    """An empty one, which the pickle then fills; only Python 2 passed the pairs as an argument."""
+    """Return an empty one, which the pickle then fills; only Python 2 passed the pairs as an argument."""
     return Opaque("collections.OrderedDict") if pairs else {}
 
 
-BUILDERS = {
+BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor": _view,
     "torch._utils._rebuild_tensor_v2": _view,
@@ -287,8 +293,10 @@ def _checkpoint(contents: object, load_storage: StorageLoader) -> Checkpoint:
 
 
 def _state_dict(contents: object) -> tuple[dict[str, TensorView], tuple[str, ...]]:
-    """The named tensors in a checkpoint's contents, taken out of their wrappers (`state_dict`, `model`, ...), and the
-    keys of others beside them."""
+    """Return the named tensors in a checkpoint's contents, and the keys of others beside them.
+
+    They are taken out of their wrappers (`state_dict`, `model`, ...).
+    """
     left_aside: list[str] = []
     for _ in range(MAX_DEPTH):
         parts = _items(contents)
@@ -311,8 +319,9 @@ def _state_dict(contents: object) -> tuple[dict[str, TensorView], tuple[str, ...
 
 
 def _items(contents: object) -> list[tuple[str, object]]:
-    is_named = isinstance(contents, dict) and all(isinstance(key, str) for key in contents)
-    return list(contents.items()) if is_named else []
+    if isinstance(contents, dict) and all(isinstance(key, str) for key in contents):
+        return list(contents.items())
+    return []
 
 
 def _has_weights(value: object, depth: int) -> bool:
@@ -338,10 +347,10 @@ def _class_names(contents: object) -> tuple[str, ...] | None:
     """As mmengine writes them (`meta.dataset_meta.classes`), and mmcv before it (`meta.CLASSES`)."""
     meta = contents.get("meta") if isinstance(contents, dict) else None
     for facts in (meta.get("dataset_meta"), meta) if isinstance(meta, dict) else ():
-        for key in ("classes", "CLASSES") if isinstance(facts, dict) else ():
-            names = facts.get(key)
-            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-                return tuple(names)
+        if isinstance(facts, dict):
+            for names in (facts.get("classes"), facts.get("CLASSES")):
+                if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                    return tuple(names)
     return None
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ def convert_checkpoint(
 
     Args:
         checkpoint: the file.
-        preset: the recipe whose architecture it has.
+        preset: the one whose architecture it has.
+        output: the folder.
         num_labels: the number of classes; by default, and always, the one that the weights have.
         names: of the classes; by default those that mmengine has written into the file, or the preset's if these are
             as many, or LABEL_0, LABEL_1, ...
@@ -86,10 +88,13 @@ def convert_checkpoint(
 def load_official_weights(
     preset: Preset, weights: Mapping[str, Tensor], source: str, names: Sequence[str] | None = None
 ) -> tuple[PreTrainedModel, Fit]:
-    """The model of `preset` with the official `weights` in it, in eval mode; every key is consumed or dropped by name.
+    """Return the model of `preset` with the official `weights` in it, in eval mode.
 
-    names: of its classes, by default the preset's. Raises `CheckpointError`, which names `source` and what is probably
-    the matter: the preset that the weights belong to, their number of classes, or the keys that do not fit.
+    Every key is consumed or dropped by name. `names` are those of its classes, by default the preset's.
+
+    Raises:
+        CheckpointError: which names `source` and what is probably the matter: the preset that the weights belong to,
+            their number of classes, or the keys that do not fit.
     """
     _refuse_own(weights, source)
     with init.no_init_weights():  # random values take longer than those that replace them
@@ -107,7 +112,7 @@ def load_official_weights(
 def _choose_names(
     preset: Preset, file: Checkpoint, source: str, num_labels: int | None, names: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The names of the classes of a checkpoint; raises ValueError for a wrong number of them."""
+    """Return the names of the classes of a checkpoint; raises ValueError for a wrong number of them."""
     count = _count_classes(preset, file.weights, source)
     if names is not None and len(set(names)) < len(names):
         raise ValueError(f"expected different names of classes, got {', '.join(names)}")
@@ -130,8 +135,11 @@ def _choose_names(
 
 
 def _count_classes(preset: Preset, weights: Mapping[str, Tensor], source: str) -> int:
-    """How many classes official weights are of; raises CheckpointError if more than that distinguishes them from the
-    preset's."""
+    """Return how many classes official weights are of.
+
+    Raises:
+        CheckpointError: if more than that distinguishes them from the preset's.
+    """
     _refuse_own(weights, source)
     table, ours = _weights_of(preset.name)
     fitted = fit_any(on_meta(weights), table, ours)
@@ -194,7 +202,7 @@ def describe_misfit(weights: Mapping[str, Tensor]) -> str:
 
 
 def _describe(weights: Mapping[str, Tensor], fitted: Fit) -> str:
-    """What weights that do not fit a preset as `fitted` says probably are."""
+    """Return what weights that do not fit a preset as `fitted` says probably are."""
     if names := fitting_presets(weights):
         return f"those of {names[0]} ({fitted.counts()}); convert with that preset"
     if names := fitting_presets(weights, any_classes=True):
@@ -214,7 +222,7 @@ def _classes_of(count: int, preset: Preset) -> str:
 
 
 def _pretrained_form(weights: Mapping[str, Tensor]) -> str | None:
-    """The name of the published form that weights have, to start training from."""
+    """Return the name of the published form that weights have, to start training from."""
     for bare in without_prefixes(on_meta(weights)):
         for forms in PRETRAINED_FORMS.values():
             for form in forms:
@@ -230,7 +238,7 @@ def on_meta(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @cache
 def _weights_of(preset: str) -> tuple[KeyTable, dict[str, Tensor]]:
-    """The table of a preset's family and the state dict of its model, without values."""
+    """Return the table of a preset's family and the state dict of its model, without values."""
     model_type, weights = _architecture(PRESETS[preset].family, PRESETS[preset].size)
     num_labels = len(PRESETS[preset].labels)
     sizes = {UNUSUAL: num_labels, UNUSUAL + 1: num_labels + 1}  # masks have a class for nothing beside them
@@ -240,7 +248,7 @@ def _weights_of(preset: str) -> tuple[KeyTable, dict[str, Tensor]]:
 
 @cache
 def _architecture(family: str, size: str) -> tuple[str, dict[str, Tensor]]:
-    """The model type and the state dict of a model of UNUSUAL classes, without values."""
+    """Return the model type and the state dict of a model of UNUSUAL classes, without values."""
     preset = next(preset for preset in PRESETS.values() if (preset.family, preset.size) == (family, size))
     with torch.device("meta"):
         model = build_model(preset, [str(index) for index in range(UNUSUAL)])
@@ -248,9 +256,10 @@ def _architecture(family: str, size: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def build_model(preset: Preset, names: Sequence[str] | None = None) -> PreTrainedModel:
-    """The model of a preset with random weights, for classes of other names if there are any."""
+    """Return the model of a preset with random weights, for classes of other names if there are any."""
     own = (
         {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     )
     config = preset.config(**own)
-    return auto_model_class(config).from_config(config)
+    auto_class: Any = auto_model_class(config)
+    return auto_class.from_config(config)

@@ -1,5 +1,10 @@
 """Read a pickle as data: containers and scalars are built, a global stays a name and a call stays a note of that name.
 
+`torch.load(weights_only=True)` would do less. It refuses a file for one name that it does not know: that names can be
+asked for (`get_unsafe_globals_in_checkpoint`) and stubbed helps with zip archives only, not with the older stream, and
+not with names that are called in another way than by REDUCE. And it hashes what a pickle has for a key, so that two
+kilobytes keep it busy forever: a tuple of twice a tuple of twice a tuple ... (tests/conversion/test_inert_pickle.py).
+
 The standard library's `pickletools` only decodes the opcodes; nothing here imports a module, looks up an attribute or
 calls what a pickle names, so there is nothing to attack but the containers below. Format:
 https://github.com/python/cpython/blob/3.11/Lib/pickletools.py.
@@ -8,7 +13,8 @@ https://github.com/python/cpython/blob/3.11/Lib/pickletools.py.
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from mmap import mmap
+from typing import IO, Any
 
 
 class BrokenPickleError(ValueError):
@@ -41,7 +47,7 @@ SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 CALLS = frozenset("REDUCE NEWOBJ NEWOBJ_EX OBJ INST".split())
 ITEMS = frozenset("APPEND APPENDS ADDITEMS SETITEM SETITEMS".split())
 IGNORED = frozenset("PROTO FRAME STOP".split())
-# Without these two limits a memoised giant could be copied again by every two bytes of the file.
+# Without these two limits a memoized giant could be copied again by every two bytes of the file.
 MAX_NAME_LENGTH = 1000
 MAX_ARGUMENTS = 16
 KEY_TYPES = (str, int, float, bytes, type(None))
@@ -63,16 +69,17 @@ class InertUnpickler:
         self.outer_stacks: list[list[object]] = []
         self.memo: dict[int, object] = {}
 
-    def load(self, stream: BinaryIO) -> object:
-        """The object of the pickle at the stream's position, which afterwards is right behind it."""
+    def load(self, stream: IO[bytes] | mmap) -> object:
+        """Return the object of the pickle at the stream's position, which afterwards is right behind it."""
+        readable: Any = stream  # an mmap is no IO to type checkers
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument, _ in pickletools.genops(readable):
                 self._step(opcode.name, argument)
             return self.stack.pop()
         except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
             raise BrokenPickleError(f"{type(error).__name__}: {error}") from error
 
-    def _step(self, opcode: str, argument: object) -> None:
+    def _step(self, opcode: str, argument: Any) -> None:
         push, pop = self.stack.append, self.stack.pop
         if opcode in LITERALS:
             push(argument)
@@ -103,8 +110,8 @@ class InertUnpickler:
         elif opcode not in IGNORED:
             self._memory(opcode, argument)
 
-    def _memory(self, opcode: str, argument: object) -> None:
-        """Marks, the memo and the top of the stack."""
+    def _memory(self, opcode: str, argument: Any) -> None:
+        """Do what concerns marks, the memo and the top of the stack."""
         if opcode in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
         elif opcode == "MEMOIZE":
@@ -147,7 +154,9 @@ class InertUnpickler:
         elif not isinstance(top, Opaque):
             raise TypeError(f"{opcode} on {type(top).__name__}")
 
-    def _call(self, opcode: str, argument: object) -> None:
+    def _call(self, opcode: str, argument: Any) -> None:
+        function: object
+        arguments: object
         if opcode == "INST":
             function, arguments = _global(*argument.split(" ", 1)), self._pop_mark()
         elif opcode == "OBJ":
@@ -159,8 +168,10 @@ class InertUnpickler:
         if not isinstance(function, Global | Opaque):
             raise TypeError(f"{opcode} calls {type(function).__name__}")
         builder = self.builders.get(function.name) if isinstance(function, Global) else None
-        buildable = builder and isinstance(arguments, tuple | list) and len(arguments) <= MAX_ARGUMENTS
-        self.stack.append(builder(*arguments) if buildable else Opaque(function.name))
+        if builder is not None and isinstance(arguments, tuple | list) and len(arguments) <= MAX_ARGUMENTS:
+            self.stack.append(builder(*arguments))
+        else:
+            self.stack.append(Opaque(function.name))
 
 
 def _global(module: object, name: object) -> Global:
@@ -170,8 +181,7 @@ def _global(module: object, name: object) -> Global:
 
 
 def _with_items(mapping: dict, items: list[object]) -> dict:
-    """`mapping` with the alternating keys and values of `items`; a key that is no scalar is left out."""
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if isinstance(key, KEY_TYPES):
-            mapping[key] = value
+    """Return `mapping` with the alternating keys and values of `items`; a key that is no scalar is left out."""
+    pairs = zip(items[::2], items[1::2], strict=True)
+    mapping.update((key, value) for key, value in pairs if isinstance(key, KEY_TYPES))
     return mapping

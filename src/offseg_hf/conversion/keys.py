@@ -31,15 +31,17 @@ class KeyTable:
     transforms: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
 
     def rename(self, key: str) -> str:
+        """Return our name of a published `key`."""
         for pattern, replacement in self.renames:
             key = re.sub(pattern, replacement, key)
         return key
 
     def is_dropped(self, key: str) -> bool:
+        """Return whether a `key` is left out on purpose."""
         return any(re.fullmatch(pattern, key) for pattern, _ in self.drops)
 
     def split(self, key: str, tensor: Tensor) -> dict[str, Tensor]:
-        """The parts of `tensor` by their keys; most tensors are one part, under the `key` they have."""
+        """Return the parts of `tensor` by their keys; most tensors are one part, under the `key` they have."""
         for pattern, replacements in self.splits:
             if re.search(pattern, key):
                 parts = tensor.tensor_split(len(replacements)) if tensor.ndim else [tensor] * len(replacements)
@@ -47,6 +49,7 @@ class KeyTable:
         return {key: tensor}
 
     def transform(self, key: str, tensor: Tensor) -> Tensor:
+        """Return `tensor` as our layer of the name `key` has it."""
         for pattern, function in self.transforms:
             if re.search(f"{pattern}$", key):
                 tensor = function(tensor)
@@ -86,10 +89,12 @@ class Fit:
 
     @property
     def is_complete(self) -> bool:
+        """Whether every tensor has found its place."""
         return not (self.missing or self.left_over or self.misshaped)
 
     @property
     def num_problems(self) -> int:
+        """How many keys have not."""
         return len(self.missing) + len(self.left_over) + len(self.misshaped)
 
     def counts(self) -> str:
@@ -120,7 +125,7 @@ def has_own_names(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor] | No
 
 
 def without_prefixes(weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """The weights under their names, then without the first part of these, as long as all of them share one.
+    """Return the weights under their names, then without the first part of these, as long as all of them share one.
 
     Whatever a model lay in when it was saved (`model.`, `student.`) is before all of its names.
     """
@@ -133,14 +138,13 @@ def without_prefixes(weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Ten
 
 
 def fit_any(weights: Mapping[str, Tensor], table: KeyTable, ours: Mapping[str, Tensor]) -> Fit:
-    """The best of the fits (`fit`) with and without the prefixes that all weights share."""
-    best = None
-    for bare in without_prefixes(weights):
-        found = fit(bare, table, ours)
-        if best is None or found.num_problems < best.num_problems:
-            best = found
+    """Return the best of the fits (`fit`) with and without the prefixes that all weights share."""
+    bare, *others = without_prefixes(weights)
+    best = fit(bare, table, ours)
+    for bare in others:
         if best.is_complete:
             break
+        best = min(best, fit(bare, table, ours), key=lambda found: found.num_problems)
     return best
 
 

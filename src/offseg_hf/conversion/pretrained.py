@@ -66,7 +66,7 @@ def _locate(source: str | Path, revision: str | None) -> Path:
             return candidate
     if path.is_dir():
         raise FileNotFoundError(f"{source}: expected a folder with {' or '.join(WEIGHTS_NAMES)}, got one with neither")
-    problem = None
+    problem: Exception | None = None
     for name in WEIGHTS_NAMES:
         is_unreachable = isinstance(problem, LocalEntryNotFoundError)  # the client has tried for some 20 seconds
         try:
@@ -84,7 +84,7 @@ def _locate(source: str | Path, revision: str | None) -> Path:
     raise FileNotFoundError(f"{source}: {_explain(problem, source, revision)}") from None
 
 
-def _explain(problem: Exception, source: str | Path, revision: str | None) -> str:
+def _explain(problem: Exception | None, source: str | Path, revision: str | None) -> str:
     """In one line, why the Hub's client found no weights, and what to do about it."""
     names = " or ".join(WEIGHTS_NAMES)
     expected = f"expected a checkpoint file, a folder with {names} or a repository on the Hub"
@@ -112,11 +112,11 @@ def _explain(problem: Exception, source: str | Path, revision: str | None) -> st
             reason = " ".join(str(problem.server_message or problem).split())
             return f"expected an answer from the Hub, got {problem.response.status_code} ({reason}): {log_in}"
         case _:
-            return explain(problem)
+            return (problem and explain(problem)) or str(problem)
 
 
 def _fit(weights: Mapping[str, Tensor], model: PreTrainedModel, source: str | Path) -> tuple[str, Fit, list[str]]:
-    """What the weights are, the same under the names of `model`, and its parameters that keep their values."""
+    """Return what the weights are, the same under the names of `model`, and its parameters that keep their values."""
     model_type, ours = model.config.model_type, model.state_dict()
     for bare in without_prefixes(weights):
         if has_own_names(bare, ours) and not ours.keys().isdisjoint(bare):
@@ -147,7 +147,7 @@ def _fit_own(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor], num_labe
 
 
 def _of_other_classes(fitted: Fit, ours: Mapping[str, Tensor], num_labels: int) -> list[str]:
-    """The parameters whose shapes differ by the number of classes, or by the grid of an attention's biases."""
+    """Return the parameters whose shapes differ by the number of classes, or by the grid of an attention's biases."""
     tables = [name for name in fitted.misshaped if re.fullmatch(ATTENTION_BIASES, name)]
     rest = replace(fitted, misshaped={name: fitted.misshaped[name] for name in fitted.misshaped if name not in tables})
     if rest.misshaped and other_num_classes(rest, ours, num_labels) is None:
@@ -156,7 +156,7 @@ def _of_other_classes(fitted: Fit, ours: Mapping[str, Tensor], num_labels: int) 
 
 
 def _keep(fitted: Fit, initial: list[str]) -> list[str]:
-    """Takes the parameters that keep their values, `initial`, out of the fit; returns their names."""
+    """Take the parameters that keep their values, `initial`, out of the fit; returns their names."""
     kept = set(initial)
     fitted.missing = [name for name in fitted.missing if name not in kept]
     for name in initial:

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_offset import OffsetConfigMixin
+from .configuration_offset import OffsetConfigMixin, row_of
 
 
 ENCODER_SIZES = {
@@ -107,8 +107,7 @@ class EncoderConfig(OffsetConfigMixin, BackboneConfigMixin, PreTrainedConfig):
 
 @strict
 class EfficientFormerV2Config(EncoderConfig):
-    r"""
-    Configuration of [`EfficientFormerV2Backbone`].
+    r"""Configuration of [`EfficientFormerV2Backbone`].
 
     num_attention_blocks (`int`, *optional*, defaults to 2):
         Blocks with attention at the end of the last two stages, each.
@@ -124,27 +123,28 @@ class EfficientFormerV2Config(EncoderConfig):
         ImageNet; training from scratch needs them learned.
 
     Example:
-
     ```python
     >>> from offseg_hf import EfficientFormerV2Backbone, EfficientFormerV2Config
 
     >>> config = EfficientFormerV2Config.from_size("s2", out_features=["stage1", "stage2", "stage3", "stage4"])
     >>> backbone = EfficientFormerV2Backbone(config)
-    ```"""
+    ```
+    """
 
     model_type = "efficientformer_v2"
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "EfficientFormerV2Config":
-        """The configuration of `size`, one of s0, s1, s2 and l; `kwargs` override its fields."""
-        return cls(**(_row(ENCODER_SIZES, size) | kwargs))
+        """Return the configuration of `size`, one of s0, s1, s2 and l; `kwargs` override its fields."""
+        return cls(**(row_of(ENCODER_SIZES, size) | kwargs))
 
 
 @strict
 class OffSegConfig(EncoderConfig):
-    r"""
-    Configuration of [`OffSegForSemanticSegmentation`]: an EfficientFormerV2 encoder, a pixel decoder and offset
-    learning. By default an OffSeg-T. For the encoder's fields see [`EfficientFormerV2Config`].
+    r"""Configuration of [`OffSegForSemanticSegmentation`], by default an OffSeg-T.
+
+    An EfficientFormerV2 encoder, a pixel decoder and offset learning. For the encoder's fields see
+    [`EfficientFormerV2Config`].
 
     pixel_decoder (`str`, *optional*, defaults to `"freqfusion"`):
         `"freqfusion"`, or `"mlp"`, the plain decoder of the first row of the paper's Table 6: bilinear upsampling and
@@ -168,13 +168,13 @@ class OffSegConfig(EncoderConfig):
         some for data with rare classes.
 
     Example:
-
     ```python
     >>> from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation
 
     >>> config = OffSegConfig.from_size("b", num_labels=19)
     >>> model = OffSegForSemanticSegmentation(config)
-    ```"""
+    ```
+    """
 
     model_type = "offseg"
 
@@ -193,8 +193,8 @@ class OffSegConfig(EncoderConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "OffSegConfig":
-        """The configuration of `size`, one of t, b and l; `kwargs` override its fields."""
-        return cls(**(_row(OFFSEG_SIZES, size) | kwargs))
+        """Return the configuration of `size`, one of t, b and l; `kwargs` override its fields."""
+        return cls(**(row_of(OFFSEG_SIZES, size) | kwargs))
 
     def validate_architecture(self):
         """Part of the `strict` validation."""
@@ -205,17 +205,11 @@ class OffSegConfig(EncoderConfig):
             raise ValueError(
                 f"lateral_channels wants one number per stage ({len(self.hidden_sizes)}), got {self.lateral_channels}"
             )
-        # Their maps are normalised in 32 groups of channels.
+        # Their maps are normalized in 32 groups of channels.
         if any(channels < 32 or channels % 32 for channels in self.lateral_channels):
             raise ValueError(f"lateral_channels must be positive multiples of 32, got {self.lateral_channels}")
         if self.decoder_hidden_size < 32 or self.decoder_hidden_size % 32:
             raise ValueError(f"decoder_hidden_size must be a positive multiple of 32, got {self.decoder_hidden_size}")
-
-
-def _row(table: dict[str, dict], size: str) -> dict:
-    if size not in table:
-        raise ValueError(f"unknown size {size!r}: expected one of {', '.join(table)}")
-    return table[size]
 
 
 __all__ = ["EfficientFormerV2Config", "OffSegConfig"]

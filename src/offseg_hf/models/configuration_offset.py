@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -28,8 +29,11 @@ OTHER_ARGUMENTS = {
 # The older words for `backbone_config`, of configurations that have one.
 BACKBONE_ARGUMENTS = {"backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"}
 
+# The base of mixins, for type checkers: what the class has that they are mixed into.
+AnyBase: Any = object
 
-class OffsetConfigMixin:
+
+class OffsetConfigMixin(AnyBase):
     """Refuses fields that the configuration does not have; transformers keeps them, and nobody reads them.
 
     A saved configuration may have fields of a newer version, or of the one it was made from. They stay, as
@@ -48,7 +52,7 @@ class OffsetConfigMixin:
             raise ValueError(f"num_labels: expected an integer of at least 1, got {num_labels!r}")
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
-            self.label2id = {label: index for index, label in self.id2label.items()}
+            self.label2id: dict[str, int] | None = {label: index for index, label in self.id2label.items()}
 
     def _check_names(self, names: Iterable[str], is_saved: bool) -> None:
         known = {*(field.name for field in fields(self)), *OTHER_ARGUMENTS, *self.attribute_map}
@@ -74,22 +78,32 @@ class OffsetConfigMixin:
 
 
 def described_fields(config_class: type) -> list[str]:
-    """The fields of a configuration that not every model of transformers has, and the number of classes."""
+    """Return the fields of a configuration that not every model of transformers has, and the number of classes."""
     standard = {field.name for field in fields(PreTrainedConfig)}
     names = [field.name for field in fields(config_class) if not field.name.startswith("_")]
     return ["num_labels", *(name for name in names if name not in standard)]
 
 
 def refuse_name(owner: str, name: str, known: list[str]) -> None:
-    """Raises ValueError for a name that is none of the `known` ones, with the one that is nearest."""
+    """Raise ValueError for a name that is none of the `known` ones, with the one that is nearest."""
     near = get_close_matches(name, known, n=1)
     hint = f"is {near[0]!r} meant?" if near else f"expected one of {', '.join(sorted(known))}"
     raise ValueError(f"{owner} has no setting {name!r}: {hint}")
 
 
 def refuse_near_names(owner: str, names: Iterable[str], known: list[str]) -> None:
-    """Raises ValueError for a name that is nearly one of the `known` ones. Others may be meant for others: pipelines
-    give what a model is loaded with to its configuration and its image processor too."""
+    """Raise ValueError for a name that is nearly one of the `known` ones.
+
+    Others may be meant for others: pipelines give what a model is loaded with to its configuration and its image
+    processor too.
+    """
     for name in names:
         if get_close_matches(name, known, n=1, cutoff=0.8):
             refuse_name(owner, name, known)
+
+
+def row_of(table: dict[str, dict], size: str) -> dict:
+    """Return the fields of a model of this `size`; raise ValueError for one that the `table` has not."""
+    if size not in table:
+        raise ValueError(f"unknown size {size!r}: expected one of {', '.join(table)}")
+    return table[size]

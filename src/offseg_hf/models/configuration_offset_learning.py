@@ -1,5 +1,7 @@
 """Configuration of a model for semantic segmentation whose classifier became offset learning."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -13,9 +15,9 @@ SHARED = ("id2label", "label2id", "num_labels", "output_hidden_states", "output_
 
 @strict
 class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
-    r"""
-    Configuration of [`OffsetLearningForSemanticSegmentation`]: that of the model whose classifier was replaced, and
-    how. [`apply_offset_learning`] makes it.
+    r"""Configuration of [`OffsetLearningForSemanticSegmentation`].
+
+    That of the model whose classifier was replaced, and how. [`apply_offset_learning`] makes it.
 
     base_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a `SegformerConfig`):
         Configuration of the wrapped model, of any type that `AutoModelForSemanticSegmentation` knows. Its labels are
@@ -27,18 +29,18 @@ class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
     use_feature_offset (`bool`, *optional*, defaults to `True`):
         Whether offset learning moves the pixel features towards the classes.
     normalize_logits (`bool`, *optional*, defaults to `True`):
-        Whether logits are layer-normalised over classes, as in the paper. Not where a trained classifier was
+        Whether logits are layer-normalized over classes, as in the paper. Not where a trained classifier was
         continued: its bias is kept instead.
 
     Example:
-
     ```python
     >>> from transformers import SegformerConfig
     >>> from offseg_hf import OffsetLearningConfig, OffsetLearningForSemanticSegmentation
 
     >>> config = OffsetLearningConfig(base_config=SegformerConfig(num_labels=150))
     >>> model = OffsetLearningForSemanticSegmentation(config)
-    ```"""
+    ```
+    """
 
     model_type = "offset_learning"
     sub_configs_defaults = {"base_config": SubConfigSpec(config_class=AutoConfig, model_type="segformer")}
@@ -57,15 +59,15 @@ class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
             # None would reach all nested configurations: what a model has resolved in its own stays.
             kwargs["attn_implementation"] = {"base_config": _attention_implementations(self.base_config)}
         super().__post_init__(**kwargs)
-        base = self.base_config
+        base: Any = self.base_config
         if not has_names and num_labels is not None:
             base.num_labels = num_labels  # which keeps the base's names where their number is the same
         source, target = (self, base) if has_names else (base, self)
         target.id2label, target.label2id = source.id2label, source.label2id
         # Of the outputs, what either of them asks for.
-        self.output_hidden_states = self.output_hidden_states or base.output_hidden_states
-        self.output_attentions = self.output_attentions or base.output_attentions
-        self.return_dict = self.return_dict and base.return_dict
+        self.output_hidden_states: bool = self.output_hidden_states or base.output_hidden_states
+        self.output_attentions: bool = self.output_attentions or base.output_attentions
+        self.return_dict: bool = self.return_dict and base.return_dict
         self._is_set_up = True
 
     def __setattr__(self, name, value):
@@ -80,7 +82,10 @@ class OffsetLearningConfig(OffsetConfigMixin, PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict:
-        """What is written, without the dtypes of nested configurations: their weights are in that of the whole."""
+        """Return what is written, without the dtypes of nested configurations.
+
+        Their weights are in that of the whole.
+        """
         output = super().to_diff_dict()
         nested = [output["base_config"]]
         for config in nested:

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Mask2FormerConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_offset import OffsetConfigMixin
+from .configuration_offset import OffsetConfigMixin, row_of
 
 
 SWIN_SIZES = {
@@ -26,9 +26,10 @@ SWIN_SIZES = {
 
 @strict
 class OffsetMask2FormerConfig(OffsetConfigMixin, Mask2FormerConfig):
-    r"""
-    Configuration of [`OffsetMask2FormerForUniversalSegmentation`]: that of a Mask2Former, whose fields see in
-    [`~transformers.Mask2FormerConfig`], and of the alignment between masks and pixels. By default with a Swin-T.
+    r"""Configuration of [`OffsetMask2FormerForUniversalSegmentation`], by default with a Swin-T.
+
+    That of a Mask2Former, whose fields see in [`~transformers.Mask2FormerConfig`], and of the alignment between masks
+    and pixels.
 
     backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a Swin-T):
         Configuration of the encoder, of any kind that has an `AutoBackbone` with four feature maps.
@@ -42,13 +43,13 @@ class OffsetMask2FormerConfig(OffsetConfigMixin, Mask2FormerConfig):
         Mask2Former; so set it to fine-tune one.
 
     Example:
-
     ```python
     >>> from offseg_hf import OffsetMask2FormerConfig, OffsetMask2FormerForUniversalSegmentation
 
     >>> config = OffsetMask2FormerConfig.from_size("swin-t", num_labels=150)
     >>> model = OffsetMask2FormerForUniversalSegmentation(config)
-    ```"""
+    ```
+    """
 
     model_type = "offset_mask2former"
     sub_configs_defaults = {
@@ -73,10 +74,8 @@ class OffsetMask2FormerConfig(OffsetConfigMixin, Mask2FormerConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "OffsetMask2FormerConfig":
-        """The configuration of `size`, which is swin-t; `kwargs` override its fields."""
-        if size not in SWIN_SIZES:
-            raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SWIN_SIZES)}")
-        return cls(**({"backbone_config": {"model_type": "swin"} | SWIN_SIZES[size]} | kwargs))
+        """Return the configuration of `size`, which is swin-t; `kwargs` override its fields."""
+        return cls(**({"backbone_config": {"model_type": "swin"} | row_of(SWIN_SIZES, size)} | kwargs))
 
 
 __all__ = ["OffsetMask2FormerConfig"]

@@ -8,7 +8,7 @@ Transformers" (https://arxiv.org/abs/2105.15203). Figures from HVision-NKU/OffSe
 from huggingface_hub.dataclasses import strict
 from transformers import SegformerConfig
 
-from .configuration_offset import OffsetConfigMixin
+from .configuration_offset import OffsetConfigMixin, row_of
 
 
 SEGFORMER_SIZES = {
@@ -24,9 +24,9 @@ PER_STAGE = ("depths", "hidden_sizes", "num_attention_heads", "sr_ratios", "patc
 
 @strict
 class OffsetSegformerConfig(OffsetConfigMixin, SegformerConfig):
-    r"""
-    Configuration of [`OffsetSegformerForSemanticSegmentation`]: that of SegFormer, whose encoder it describes, and the
-    fields below. By default a B0.
+    r"""Configuration of [`OffsetSegformerForSemanticSegmentation`], by default of a B0.
+
+    That of SegFormer, whose encoder it describes, and the fields below.
 
     layer_norm_eps (`float`, *optional*, defaults to 1e-6):
         Of all layer norms of the encoder. (transformers' SegFormer has the field and uses 1e-5.)
@@ -48,13 +48,13 @@ class OffsetSegformerConfig(OffsetConfigMixin, SegformerConfig):
         some for data with rare classes.
 
     Example:
-
     ```python
     >>> from offseg_hf import OffsetSegformerConfig, OffsetSegformerForSemanticSegmentation
 
     >>> config = OffsetSegformerConfig.from_size("b2", num_labels=19)
     >>> model = OffsetSegformerForSemanticSegmentation(config)
-    ```"""
+    ```
+    """
 
     model_type = "offset_segformer"
 
@@ -69,10 +69,8 @@ class OffsetSegformerConfig(OffsetConfigMixin, SegformerConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "OffsetSegformerConfig":
-        """The configuration of `size`, one of b0 to b5; `kwargs` override its fields."""
-        if size not in SEGFORMER_SIZES:
-            raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SEGFORMER_SIZES)}")
-        return cls(**(SEGFORMER_SIZES[size] | kwargs))
+        """Return the configuration of `size`, one of b0 to b5; `kwargs` override its fields."""
+        return cls(**(row_of(SEGFORMER_SIZES, size) | kwargs))
 
     def validate_architecture(self):
         """Part of the `strict` validation: one number per stage, heads that divide channels, maps from every stage."""

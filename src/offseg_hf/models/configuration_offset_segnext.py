@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_offset import OffsetConfigMixin
+from .configuration_offset import OffsetConfigMixin, row_of
 
 
 MSCAN_SIZES = {
@@ -63,8 +63,7 @@ class MscanEncoderConfig(OffsetConfigMixin, BackboneConfigMixin, PreTrainedConfi
 
 @strict
 class MscanConfig(MscanEncoderConfig):
-    r"""
-    Configuration of [`MscanBackbone`].
+    r"""Configuration of [`MscanBackbone`].
 
     mlp_ratios (`list[int]`, *optional*, defaults to `[8, 8, 4, 4]`):
         Expansion of the feed-forward layers of every stage.
@@ -72,38 +71,38 @@ class MscanConfig(MscanEncoderConfig):
         Initial value of the factors that scale every residual branch.
 
     Example:
-
     ```python
     >>> from offseg_hf import MscanBackbone, MscanConfig
 
     >>> config = MscanConfig.from_size("s", out_features=["stage1", "stage2", "stage3", "stage4"])
     >>> backbone = MscanBackbone(config)
-    ```"""
+    ```
+    """
 
     model_type = "mscan"
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "MscanConfig":
-        """The configuration of `size`, one of t, s, b and l; `kwargs` override its fields."""
-        return cls(**(_row(MSCAN_SIZES, size) | kwargs))
+        """Return the configuration of `size`, one of t, s, b and l; `kwargs` override its fields."""
+        return cls(**(row_of(MSCAN_SIZES, size) | kwargs))
 
 
 @strict
 class OffsetSegNextConfig(MscanEncoderConfig):
-    r"""
-    Configuration of [`OffsetSegNextForSemanticSegmentation`]: an MSCAN encoder, the Hamburger pixel decoder and offset
-    learning. By default the smallest, T. For the encoder's fields see [`MscanConfig`].
+    r"""Configuration of [`OffsetSegNextForSemanticSegmentation`], by default of the smallest, T.
+
+    An MSCAN encoder, the Hamburger pixel decoder and offset learning. For the encoder's fields see [`MscanConfig`].
 
     decoder_hidden_size (`int`, *optional*, defaults to 256):
         Channels of the pixel decoder, which are those of the class representations. A multiple of 32.
     num_bases (`int`, *optional*, defaults to 16):
-        Bases that the non-negative matrix factorisation describes an image with.
+        Bases that the non-negative matrix factorization describes an image with.
     nmf_train_steps (`int`, *optional*, defaults to 6):
-        Steps of the factorisation in training.
+        Steps of the factorization in training.
     nmf_eval_steps (`int`, *optional*, defaults to 7):
-        Steps of the factorisation at inference.
+        Steps of the factorization at inference.
     nmf_seed (`int`, *optional*, defaults to 0):
-        What the bases that every factorisation starts from are drawn with.
+        What the bases that every factorization starts from are drawn with.
     use_class_offset (`bool`, *optional*, defaults to `True`):
         Whether offset learning moves the class representations towards the image.
     use_feature_offset (`bool`, *optional*, defaults to `True`):
@@ -119,13 +118,13 @@ class OffsetSegNextConfig(MscanEncoderConfig):
         some for data with rare classes.
 
     Example:
-
     ```python
     >>> from offseg_hf import OffsetSegNextConfig, OffsetSegNextForSemanticSegmentation
 
     >>> config = OffsetSegNextConfig.from_size("b", num_labels=19)
     >>> model = OffsetSegNextForSemanticSegmentation(config)
-    ```"""
+    ```
+    """
 
     model_type = "offset_segnext"
 
@@ -146,8 +145,8 @@ class OffsetSegNextConfig(MscanEncoderConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "OffsetSegNextConfig":
-        """The configuration of `size`, one of t, s and b; `kwargs` override its fields."""
-        return cls(**(_row(SEGNEXT_SIZES, size) | kwargs))
+        """Return the configuration of `size`, one of t, s and b; `kwargs` override its fields."""
+        return cls(**(row_of(SEGNEXT_SIZES, size) | kwargs))
 
     def validate_architecture(self):
         """Part of the `strict` validation."""
@@ -156,12 +155,6 @@ class OffsetSegNextConfig(MscanEncoderConfig):
             raise ValueError(f"decoder_hidden_size must be a positive multiple of 32, got {self.decoder_hidden_size}")
         if self.num_bases < 1:
             raise ValueError(f"num_bases must be at least 1, got {self.num_bases}")
-
-
-def _row(table: dict[str, dict], size: str) -> dict:
-    if size not in table:
-        raise ValueError(f"unknown size {size!r}: expected one of {', '.join(table)}")
-    return table[size]
 
 
 __all__ = ["MscanConfig", "OffsetSegNextConfig"]

@@ -6,8 +6,10 @@ with less arithmetic for inference; attention biases are looked up by arithmetic
 never cached where they could go stale; inference takes the queries in chunks, so that attention maps stay small.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from .layers import (
     ConvNorm,
     DropPath,
     FixedBatchNorm2d,
+    checked_conv,
     concatenate_convs,
     frozen,
     fuse,
@@ -41,9 +44,9 @@ class EfficientFormerV2Encoder(nn.Module):
     def __init__(
         self,
         num_channels: int,
-        hidden_sizes: list[int],
-        depths: list[int],
-        mlp_ratios: list[list[int]],
+        hidden_sizes: Sequence[int],
+        depths: Sequence[int],
+        mlp_ratios: Sequence[Sequence[int]],
         num_attention_blocks: int,
         image_size: int,
         drop_path_rate: float,
@@ -67,7 +70,7 @@ class EfficientFormerV2Encoder(nn.Module):
                     stride = 2 if i == 2 else 1
                     blocks.append(block(Attention2d(channels, grid_size // stride, stride, conv_norm)))
             self.stages.append(nn.Sequential(*blocks))
-        for i, (channels, out_channels) in enumerate(zip(hidden_sizes, hidden_sizes[1:])):
+        for i, (channels, out_channels) in enumerate(pairwise(hidden_sizes)):
             attention = AttentionDownsample(channels, out_channels, image_size // 16, conv_norm) if i == 2 else None
             self.downsample.append(Downsample(channels, out_channels, conv_norm, attention))
 
@@ -76,7 +79,7 @@ class EfficientFormerV2Encoder(nn.Module):
         return self.forward_stages(self.stem(pixel_values))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """What the stem gives -> the four feature maps."""
+        """Return what the stem gives -> the four feature maps."""
         feature_maps = [self.stages[0](x)]
         for downsample, stage in zip(self.downsample, self.stages[1:]):
             feature_maps.append(stage(downsample(feature_maps[-1])))
@@ -92,9 +95,11 @@ class Stem(nn.Module):
         self.conv2 = conv_norm(out_channels // 2, out_channels, kernel_size=3, stride=2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, height / 4, width / 4)."""
         return F.gelu(self.conv2(F.gelu(self.conv1(pixel_values))))
 
     def fused(self) -> nn.Module:
+        """Return the same with its norms inside of the convolutions."""
         return nn.Sequential(*(with_class(fuse(conv), ConvGelu) for conv in (self.conv1, self.conv2)))
 
 
@@ -120,16 +125,17 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         if self.attention is not None:
             x = x + self.drop_path(self.attention_scale * self.attention(x))
         return x + self.drop_path(self.mlp_scale * self.mlp(x))
 
     def fused(self) -> nn.Module:
-        """The same block with its scales inside of the convolutions that end its branches."""
+        """Return the same block with its scales inside of the convolutions that end its branches."""
         mlp = FusedConvMlp(self.mlp, self.mlp_scale)
         if self.attention is None:
             return mlp
-        attention = fuse(self.attention)
+        attention: Any = fuse(self.attention)
         scale_output(attention.project, self.attention_scale)
         return nn.Sequential(Residual(attention), mlp)
 
@@ -142,6 +148,7 @@ class Residual(nn.Module):
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add what the branch makes of `x` to it."""
         return x + self.branch(x)
 
 
@@ -155,6 +162,7 @@ class ConvMlp(nn.Module):
         self.project = conv_norm(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         return self.project(F.gelu(self.depthwise(F.gelu(self.expand(x)))))
 
 
@@ -169,6 +177,7 @@ class FusedConvMlp(nn.Module):
         scale_output(self.project, scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         return self.project(self.depthwise(self.expand(x)), x)
 
 
@@ -187,6 +196,7 @@ class Downsample(nn.Module):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, height / 2, width / 2)."""
         projected = self.projection(x)
         return projected if self.attention is None else projected + self.attention(x)
 
@@ -205,17 +215,20 @@ class Attention2d(nn.Module):
         self.scale = key_dim**-0.5
         key_channels, value_channels = NUM_HEADS * key_dim, NUM_HEADS * key_dim * VALUE_RATIO
         depthwise = partial(conv_norm, kernel_size=3)
-        self.downsample = depthwise(channels, channels, stride=2, groups=channels) if stride == 2 else nn.Identity()
+        self.downsample: nn.Module = (
+            depthwise(channels, channels, stride=2, groups=channels) if stride == 2 else nn.Identity()
+        )
         self.query = conv_norm(channels, key_channels)
         self.key = conv_norm(channels, key_channels)
         self.value = conv_norm(channels, value_channels)
-        self.value_local = depthwise(value_channels, value_channels, groups=value_channels)
+        self.value_local: nn.Module = depthwise(value_channels, value_channels, groups=value_channels)
         self.talking_head1 = TalkingHeads(NUM_HEADS, NUM_HEADS, kernel_size=1)
         self.talking_head2 = TalkingHeads(NUM_HEADS, NUM_HEADS, kernel_size=1)
         self.attention_bias = AttentionBias(grid_size)
-        self.project = conv_norm(value_channels, channels)
+        self.project: nn.Module = conv_norm(value_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         query, key, value = self.project_input(self.downsample(x))
         local = self.value_local(value)
         attended = attend_in_chunks(self.attend, query, key, value, self.attention_bias)
@@ -225,13 +238,16 @@ class Attention2d(nn.Module):
         return self.project(gelu_in_place(x))
 
     def project_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of `x` (batch, channels, height, width)."""
         return self.query(x), self.key(x), self.value(x)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attend with queries, keys and values (batch, heads, positions, channels) and biases of all pairs."""
         attention = self.talking_head1(self.scale * query @ key.transpose(-1, -2) + bias).softmax(dim=-1)
         return self.talking_head2(attention) @ value
 
     def fused(self) -> nn.Module:
+        """Return the same with less arithmetic."""
         return FusedAttention2d(self)
 
 
@@ -245,7 +261,9 @@ class FusedAttention2d(Attention2d):
         nn.Module.__init__(self)
         self.stride = attention.stride
         self.downsample = fuse(attention.downsample)
-        projections = [fuse(projection) for projection in (attention.query, attention.key, attention.value)]
+        projections = [
+            checked_conv(fuse(projection)) for projection in (attention.query, attention.key, attention.value)
+        ]
         self.query_key_value = concatenate_convs(projections)
         self.split_sizes = [projection.out_channels for projection in projections]
         self.value_local = fuse(attention.value_local)
@@ -257,18 +275,23 @@ class FusedAttention2d(Attention2d):
         self.project = fuse(attention.project)
 
     def project_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of `x` (batch, channels, height, width)."""
         return self.query_key_value(x).split(self.split_sizes, dim=1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attend as [`Attention2d`] does."""
         attention = mix_heads(self.mixing, query @ key.transpose(-1, -2)).add_(bias).softmax(dim=-1)
         return self.talking_head2(attention) @ value
 
 
 class TalkingHeads(nn.Conv2d):
-    """A 1x1 convolution over pairs of positions that mixes the heads (https://arxiv.org/abs/2003.02436), done as the
-    small product that it is. Made as any convolution is, so that adapters can make more of it."""
+    """A 1x1 convolution over pairs of positions that mixes the heads (https://arxiv.org/abs/2003.02436).
+
+    It is done as the small product that it is, and made as any convolution is, so that adapters can make more of it.
+    """
 
     def forward(self, attention: Tensor) -> Tensor:
+        """Mix the heads of attention (batch, heads, queries, keys)."""
         mixed = mix_heads(self.weight.flatten(1), attention)
         return mixed if self.bias is None else mixed + self.bias[:, None, None]
 
@@ -294,12 +317,14 @@ class AttentionDownsample(nn.Module):
         self.project = conv_norm(value_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, height / 2, width / 2)."""
         value = self.value(x)
         local = self.value_local(value)
         attended = attend_in_chunks(self.attend, self.query(x), self.key(x), value, self.attention_bias)
         return self.project(gelu_in_place(merge_heads(attended, local.shape[-2:]) + local))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Attend with queries, keys and values (batch, heads, positions, channels) and biases of all pairs."""
         # Kernels that never hold the whole attention map want keys as long as values: zeros do not change a product.
         scale, padding = query.shape[-1] ** -0.5, (0, value.shape[-1] - query.shape[-1])
         query, key = F.pad(query, padding), F.pad(key, padding)
@@ -315,10 +340,11 @@ class LocalGlobalQuery(nn.Module):
         self.project = conv_norm(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, height / 2, width / 2)."""
         return self.project(self.local(x) + x[..., ::2, ::2])
 
     def fused(self) -> nn.Module:
-        """The same with the pixel itself as one more weight at the centre of the convolution."""
+        """Return the same with the pixel itself as one more weight at the center of the convolution."""
         self.local.weight = frozen(self.local.weight)
         self.local.weight[:, :, 1, 1] += 1
         return nn.Sequential(self.local, fuse(self.project))
@@ -338,7 +364,7 @@ class AttentionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(NUM_HEADS, grid_size**2))
 
     def forward(self, num_keys: int) -> Tensor:
-        """The biases between the grid's queries and `num_keys` keys: (heads, grid queries, num_keys)."""
+        """Return the biases between the grid's queries and `num_keys` keys: (heads, grid queries, num_keys)."""
         position = torch.arange(self.grid_size, device=self.table.device)
         distance = (position[:: self.query_stride, None] - position).abs()
         index = self.grid_size * distance[:, None, :, None] + distance[:, None, :]  # (y, x) of queries, (y, x) of keys
@@ -355,10 +381,13 @@ def attend_in_chunks(
     value: Tensor,
     attention_bias: AttentionBias,
 ) -> Tensor:
-    """`attend(query, key, value, bias)` of maps (batch, heads * channels, height, width) split into heads.
+    """Apply `attend(query, key, value, bias)` to maps (batch, heads * channels, height, width) split into heads.
 
     At inference for as many queries at a time as keep their attention maps in cache; all at once where somebody needs
-    the graph. Returns (batch, heads, queries, channels).
+    the graph.
+
+    Returns:
+        (batch, heads, queries, channels).
     """
     query, key, value = split_heads(query), split_heads(key), split_heads(value)
     num_queries = query.shape[2]
@@ -374,7 +403,7 @@ def attend_in_chunks(
 
 
 def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """What (heads, any, columns) is when resized bicubically to (heads, num_rows, columns): those of its `rows`.
+    """Return `rows` of what (heads, any, columns) is when resized bicubically to (heads, num_rows, columns).
 
     `F.interpolate` gives the same, but all rows at once, and of sixteen weights only four are not zero here.
     """
@@ -382,19 +411,19 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     if not torch.compiler.is_compiling() and num_rows == old_num_rows:  # a graph is better off without the question
         return x if rows.shape[0] == num_rows else x.index_select(1, rows)
     position = (rows + 0.5) * (old_num_rows / num_rows) - 0.5
-    neighbours = position.floor()[:, None] + torch.arange(-1, 3, device=x.device)
-    distance = (position[:, None] - neighbours).abs()
+    neighbors = position.floor()[:, None] + torch.arange(-1, 3, device=x.device)
+    distance = (position[:, None] - neighbors).abs()
     near = (1.25 * distance - 2.25) * distance**2 + 1
     far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
     weights = torch.where(distance <= 1, near, far)
     head = torch.arange(num_heads, device=x.device)[:, None, None]
-    indices = neighbours.long().clamp(0, old_num_rows - 1) + old_num_rows * head  # (heads, rows, 4)
+    indices = neighbors.long().clamp(0, old_num_rows - 1) + old_num_rows * head  # (heads, rows, 4)
     resized = weighted_gather(x.flatten(0, 1), indices.flatten(0, 1), weights.repeat(num_heads, 1))
     return resized.view(num_heads, rows.shape[0], num_columns)
 
 
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
-    """(new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
+    """Map (new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
     return torch.einsum("gh,bhqk->bgqk", mixing, attention)
 
 

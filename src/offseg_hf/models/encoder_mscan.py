@@ -5,7 +5,9 @@ Source: HVision-NKU/OffSeg @ 1414f6d, mmseg/models/backbones/mscan.py. Changed h
 flattened to tokens), and every block knows an equal with less arithmetic for inference.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from .layers import (
     ConvGelu,
     ConvNorm,
     DropPath,
+    bias_of,
     channels_last,
     frozen,
     scale_and_shift,
@@ -34,9 +37,9 @@ class MscanEncoder(nn.Module):
     def __init__(
         self,
         num_channels: int,
-        hidden_sizes: list[int],
-        depths: list[int],
-        mlp_ratios: list[int],
+        hidden_sizes: Sequence[int],
+        depths: Sequence[int],
+        mlp_ratios: Sequence[int],
         drop_path_rate: float,
         layer_scale_init_value: float,
     ):
@@ -52,7 +55,7 @@ class MscanEncoder(nn.Module):
         self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in hidden_sizes)
         self.downsample = nn.ModuleList(
             ConvNorm(channels, out_channels, kernel_size=3, stride=2)
-            for channels, out_channels in zip(hidden_sizes, hidden_sizes[1:])
+            for channels, out_channels in pairwise(hidden_sizes)
         )
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
@@ -60,7 +63,7 @@ class MscanEncoder(nn.Module):
         return self.forward_stages(self.stem(pixel_values))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """What the stem gives -> the four feature maps."""
+        """Return what the stem gives -> the four feature maps."""
         feature_maps = [self.norms[0](self.stages[0](x))]
         for downsample, stage, norm in zip(self.downsample, self.stages[1:], self.norms[1:]):
             feature_maps.append(norm(stage(downsample(feature_maps[-1]))))
@@ -76,6 +79,7 @@ class Stem(nn.Module):
         self.conv2 = ConvNorm(out_channels // 2, out_channels, kernel_size=3, stride=2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, height / 4, width / 4), rounded up."""
         # Channels last in memory: 1x1 convolutions and the layer norms read pixels as rows.
         return self.conv2(F.gelu(self.conv1(channels_last(pixel_values))))
 
@@ -95,24 +99,28 @@ class MscaBlock(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         x = x + self.drop_path(self.attention_scale * self.attention(self.attention_norm(x)))
         return x + self.drop_path(self.mlp_scale * self.mlp(self.mlp_norm(x)))
 
     def fused(self) -> nn.Module:
-        """The same block with its norms and scales inside of the convolutions beside them."""
+        """Return the same block with its norms and scales inside of the convolutions beside them."""
         return FusedMscaBlock(self)
 
 
 class FusedMscaBlock(nn.Module):
-    """A block at inference. Attention adds what it is given, the normed input: on the block's own shortcut that is a
-    factor per channel, and a constant that the last bias takes."""
+    """A block at inference.
+
+    Attention adds what it is given, the normed input: on the block's own shortcut that is a factor per channel, and a
+    constant that the last bias takes.
+    """
 
     def __init__(self, block: MscaBlock):
         super().__init__()
         attention, mlp = block.attention, block.mlp
         scale, shift = fold_into_next(block.attention_norm, attention.in_proj)
         scale_output(attention.out_proj, block.attention_scale)
-        attention.out_proj.bias += block.attention_scale.flatten() * shift
+        attention.out_proj.bias = frozen(bias_of(attention.out_proj) + block.attention_scale.flatten() * shift)
         self.shortcut_scale = frozen(1 + block.attention_scale * scale[:, None, None])
         self.in_proj = with_class(attention.in_proj, ConvGelu)
         self.gate = attention.gate
@@ -124,6 +132,7 @@ class FusedMscaBlock(nn.Module):
         self.project = with_class(mlp.project, ConvAdd)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         x = self.out_proj(self.gate(self.in_proj(x)), x * self.shortcut_scale)
         return self.project(self.depthwise(self.expand(x)), x)
 
@@ -138,6 +147,7 @@ class MultiScaleAttention(nn.Module):
         self.out_proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         return x + self.out_proj(self.gate(F.gelu(self.in_proj(x))))
 
 
@@ -158,6 +168,7 @@ class MultiScaleGate(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         context = local = self.local(x)
         for strips in self.strips:
             context = context + strips(local)
@@ -174,6 +185,7 @@ class ConvMlp(nn.Module):
         self.project = nn.Conv2d(hidden_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         return self.project(F.gelu(self.depthwise(self.expand(x))))
 
 
@@ -181,14 +193,22 @@ class LayerNorm2d(nn.LayerNorm):
     """A layer norm over the channels of maps (batch, channels, height, width)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize (batch, channels, height, width) pixel by pixel."""
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
 
 
 def fold_into_next(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Lets `conv` (1x1, so that there is no padding that a norm would not reach) do the work of the batch norm before
-    it, in place and for inference; returns the factor and the summand per channel (channels,) that the norm was."""
+    """Let `conv` do the work of the batch norm before it, in place and for inference.
+
+    Args:
+        norm: The batch norm, which then is not needed.
+        conv: 1x1, so that there is no padding that a norm would not reach.
+
+    Returns:
+        The factor and the summand per channel (channels,) that the norm was.
+    """
     scale, shift = scale_and_shift(norm)
-    conv.bias = frozen(conv.bias + conv.weight.flatten(1) @ shift)
+    conv.bias = frozen(bias_of(conv) + conv.weight.flatten(1) @ shift)
     conv.weight = frozen(conv.weight * scale[:, None, None])
     return scale, shift

@@ -39,17 +39,23 @@ Picture = Image.Image | np.ndarray | Tensor
 
 
 def to_list(images: Any, ndim: int) -> list[Any]:
-    """A flat list of images out of one, an array of one dimension more than `ndim`, or (nested) lists of images."""
+    """Return one image, an array of them (`ndim` + 1 dimensions) or (nested) lists of them as a flat list."""
     if isinstance(images, np.ndarray | Tensor) and images.ndim == ndim + 1:
         return list(images)
     return list(_flatten(images))
 
 
 def open_picture(source: Any, timeout: float | None = URL_TIMEOUT) -> Picture:
-    """A picture from a path, a URL or base64 text (with "data:image/...," before it or not); others as they are.
+    """Open the picture that a path, a URL or base64 text names; return others as they are.
 
-    Nothing of it is converted: transformers' `load_image` makes colours of label maps, and saturates 16 bits.
-    timeout: seconds that a server may take. Raises ValueError that says why there is no picture.
+    Nothing of it is converted: transformers' `load_image` makes colors of label maps, and saturates 16 bits.
+
+    Args:
+        source: A picture, a path, a URL, or base64 text, with "data:image/...," before it or not.
+        timeout: Seconds that a server may take for every part of its answer.
+
+    Raises:
+        ValueError: which says why there is no picture.
     """
     if isinstance(source, Picture):
         return source
@@ -78,7 +84,11 @@ def open_picture(source: Any, timeout: float | None = URL_TIMEOUT) -> Picture:
 def read_from(
     source: Any, place: str, read: Callable[[Picture], np.ndarray], timeout: float | None = URL_TIMEOUT
 ) -> np.ndarray:
-    """`read` of the picture that `source` is or names; errors say `place`, and the path or URL if there is one."""
+    """Return `read` of the picture that `source` is or names.
+
+    Raises:
+        ValueError: which says the `place`, and the path or URL if there is one.
+    """
     try:
         return read(open_picture(source, timeout))
     except ValueError as error:
@@ -93,11 +103,14 @@ def read_image(
     convert_rgb: bool = True,
     input_data_format: str | ChannelDimension | None = None,
 ) -> np.ndarray:
-    """An image as uint8 or float32 (channels, height, width), upright; three channels if `convert_rgb`.
+    """Return an image as uint8 or float32 (channels, height, width), upright; three channels if `convert_rgb`.
 
     As OpenCV loads files: alpha is dropped, not blended; of 16 bits the upper 8 are kept; a PIL image with an EXIF
     orientation is turned upright. Booleans become 0 and 255, other integers must be in 0..255, floats keep their
-    values. The result may share memory with the input. Raises ValueError for what is not an image.
+    values. The result may share memory with the input.
+
+    Raises:
+        ValueError: for what is not an image.
     """
     if isinstance(image, Image.Image):
         image = _decoded(image)
@@ -120,14 +133,18 @@ def read_image(
 
 
 def read_label_map(label_map: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """A label map as int64 (height, width), upright. Of a palette image the indices count, not the colours."""
+    """Return a label map as int64 (height, width), upright. Of a palette image the indices count, not the colors.
+
+    Raises:
+        ValueError: for what does not hold one integer per pixel.
+    """
     array = np.array(_decoded(label_map)) if isinstance(label_map, Image.Image) else _to_numpy(label_map)
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array.squeeze(0 if array.shape[0] == 1 else -1)
     if array.ndim != 2:
         raise ValueError(
             f"expected a label map of one class id per pixel, (height, width), got shape {array.shape}; "
-            "colours have to be mapped to ids first"
+            "colors have to be mapped to ids first"
         )
     if array.dtype.kind not in "bui":
         raise ValueError(f"expected a label map of integers, got {array.dtype}")
@@ -136,7 +153,7 @@ def read_label_map(label_map: Image.Image | np.ndarray | Tensor) -> np.ndarray:
 
 
 def reduce_labels(label_map: np.ndarray) -> np.ndarray:
-    """Labels that start at 1 to labels that start at 0: 0, no class, becomes 255, which stays."""
+    """Turn labels that start at 1 into labels that start at 0: 0, no class, becomes 255, which stays."""
     return np.where((label_map == 0) | (label_map == IGNORE_INDEX), IGNORE_INDEX, label_map - 1)
 
 
@@ -147,7 +164,7 @@ def pad_label_map(label_map: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def keep_ratio_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
-    """The largest (height, width) of the same aspect ratio within both edges, rounded as mmcv does."""
+    """Return the largest (height, width) of the same aspect ratio within both edges, rounded as mmcv does."""
     scale = shortest_edge / min(height, width)
     if longest_edge is not None:
         scale = min(longest_edge / max(height, width), scale)
@@ -155,7 +172,7 @@ def keep_ratio_size(height: int, width: int, shortest_edge: int, longest_edge: i
 
 
 def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`cv2.resize` with INTER_LINEAR, of (channels, height, width): uint8 bit by bit, float32 up to rounding."""
+    """Resize (channels, height, width) as `cv2.resize` does (INTER_LINEAR): uint8 bit by bit, float32 to rounding."""
     old_height, old_width = image.shape[-2:]
     if (old_height, old_width) == (height, width):
         return image
@@ -164,12 +181,12 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     # Past the left and right border OpenCV gives the border pixel all weight, past top and bottom it repeats the row.
     x_weight[x0 == x1] = 0
     if image.dtype != np.uint8:
-        rows = [image[:, y] for y in (y0, y1)]
-        rows = [row[..., x0] * (1 - x_weight) + row[..., x1] * x_weight for row in rows]
-        return rows[0] * (1 - y_weight[:, None]) + rows[1] * y_weight[:, None]
+        upper, lower = (image[:, y] for y in (y0, y1))
+        upper, lower = (row[..., x0] * (1 - x_weight) + row[..., x1] * x_weight for row in (upper, lower))
+        return upper * (1 - y_weight[:, None]) + lower * y_weight[:, None]
     if (old_height, old_width) == (2 * height, 2 * width):
         pixels = image.astype(np.int32)
-        total = sum(pixels[:, y::2, x::2] for y in (0, 1) for x in (0, 1))
+        total: Any = sum(pixels[:, y::2, x::2] for y in (0, 1) for x in (0, 1))
         return ((total + 2) >> 2).astype(np.uint8)
 
     used, position = np.unique(np.concatenate([y0, y1]), return_inverse=True)
@@ -183,7 +200,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_nearest(label_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`cv2.resize(..., interpolation=cv2.INTER_NEAREST)` of (height, width): rounds source positions down."""
+    """Resize (height, width) as `cv2.resize` with INTER_NEAREST does, which rounds source positions down."""
     rows, columns = (
         np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
         for old, new in zip(label_map.shape, (height, width))
@@ -207,7 +224,7 @@ def _download(url: str, timeout: float | None) -> bytes:
         raise ValueError(f"cannot be fetched: {error or type(error).__name__}") from error
 
 
-def _decode_base64(text: str | bytes) -> bytes:
+def _decode_base64(text: Any) -> bytes:
     try:
         if isinstance(text, str) and text.startswith("data:image/"):
             text = text.partition(",")[2]
@@ -217,7 +234,7 @@ def _decode_base64(text: str | bytes) -> bytes:
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    """An image read to its end, and upright: its EXIF data may say that it is to be turned."""
+    """Return an image read to its end, and upright: its EXIF data may say that it is to be turned."""
     try:
         image.load()
         return ImageOps.exif_transpose(image)
@@ -228,7 +245,7 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every new position the two old ones that it lies between, and the float32 weight of the second."""
+    """Return the two old positions that every new one lies between, and the float32 weight of the second."""
     position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     first = np.floor(position)
     index = first.astype(np.int64)
@@ -236,8 +253,9 @@ def linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def fixed_point(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the first and the second of two neighbours as integers in units of 1 / WEIGHT_SCALE."""
-    return tuple(np.rint(w * np.float32(WEIGHT_SCALE)).astype(np.int32) for w in (np.float32(1) - weight, weight))
+    """Return the weights of the first and the second of two neighbors, in units of 1 / WEIGHT_SCALE."""
+    first, second = (np.rint(w * np.float32(WEIGHT_SCALE)).astype(np.int32) for w in (np.float32(1) - weight, weight))
+    return first, second
 
 
 def _pil_to_array(image: Image.Image, convert_rgb: bool) -> np.ndarray:
@@ -273,7 +291,7 @@ def _to_uint8_or_float32(array: np.ndarray) -> np.ndarray:
         if low < 0 or high > 255:
             raise ValueError(
                 f"expected {array.dtype} pixels from 0 to 255, got values from {low} to {high}; "
-                "16-bit images are recognised by the dtype uint16"
+                "16-bit images are recognized by the dtype uint16"
             )
         return array.astype(np.uint8)
     if array.dtype.kind == "f":
@@ -306,10 +324,13 @@ def _check_not_empty(shape: tuple[int, ...]) -> None:
 
 
 def sliding_windows(height: int, width: int, window_size: int, window_stride: int) -> Tensor:
-    """Boxes (top, left, bottom, right), row by row, that cover an image: int64 (num_windows, 4).
+    """Return boxes (top, left, bottom, right), row by row, that cover an image: int64 (num_windows, 4).
 
     Windows start every `window_stride` pixels; the last of a row or column is shifted back inside the image. Along a
     side shorter than `window_size` there is one window, as long as the side.
+
+    Raises:
+        ValueError: for no image, and for windows that leave pixels uncovered.
     """
     if height < 1 or width < 1:
         raise ValueError(f"expected an image of at least 1 x 1 pixels, got {height} x {width}")
@@ -324,7 +345,7 @@ def sliding_windows(height: int, width: int, window_size: int, window_stride: in
 
 
 def _intervals(length: int, window_size: int, window_stride: int) -> list[tuple[int, int]]:
-    """Windows along one side: (start, end)."""
+    """Return the windows along one side: (start, end)."""
     number = max(length - window_size + window_stride - 1, 0) // window_stride + 1
     ends = [min(i * window_stride + window_size, length) for i in range(number)]
     return [(max(end - window_size, 0), end) for end in ends]

@@ -1,6 +1,6 @@
 """Image processor of OffSeg: the official test protocol, as settings.
 
-Keep-ratio resize as OpenCV does it, normalisation, and the windows through which the model is to look at the image
+Keep-ratio resize as OpenCV does it, normalization, and the windows through which the model is to look at the image
 (HVision-NKU/OffSeg @ 1414f6d: `SegDataPreProcessor`, `EncoderDecoder.slide_inference`, `postprocess_result`).
 """
 
@@ -53,12 +53,13 @@ WITHOUT_EFFECT = {
 }
 
 
-class OffSegImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
+class OffSegImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    r"""Settings of [`OffSegImageProcessor`] beside those of every image processor.
+
     window_size (`int`, *optional*, defaults to `self.window_size`):
         Side of the square windows, in pixels of the resized image. `None` is one window, the whole image.
     window_stride (`int`, *optional*, defaults to `self.window_stride`):
-        Distance between the starts of neighbouring windows, at most `window_size`.
+        Distance between the starts of neighboring windows, at most `window_size`.
     size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
         The sides of `pixel_values`, and of what the windows cover, are padded to multiples of it.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
@@ -78,7 +79,7 @@ class OffSegImageProcessor(PilBackend):
         `{"shortest_edge"}`: the same without the second bound; `{"height", "width"}`: exactly this.
     do_rescale: as everywhere in transformers, whether pixels come as 0..255, floats too. For floats in 0..1 pass
         `do_rescale=False`.
-    do_pad, pad_size: pad at the bottom and the right, images with 0 (the mean colour), label maps with 255, each image
+    do_pad, pad_size: pad at the bottom and the right, images with 0 (the mean color), label maps with 255, each image
         to a multiple of `size_divisor`, if set, and all to the largest size of the batch or to `pad_size`.
     window_size, window_stride, size_divisor, do_reduce_labels: see [`OffSegImageProcessorKwargs`].
     """
@@ -88,7 +89,7 @@ class OffSegImageProcessor(PilBackend):
 
     do_convert_rgb = True
     do_resize = True
-    size = {"shortest_edge": 512, "longest_edge": 2048}
+    size: Any = {"shortest_edge": 512, "longest_edge": 2048}  # which transformers makes a SizeDict of
     default_to_square = False
     resample = PILImageResampling.BILINEAR
     do_rescale = True
@@ -97,9 +98,9 @@ class OffSegImageProcessor(PilBackend):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     do_pad = True
-    window_size = 512
-    window_stride = 480
-    size_divisor = None
+    window_size: int | None = 512
+    window_stride: int | None = 480
+    size_divisor: int | None = None
     do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[OffSegImageProcessorKwargs]):
@@ -110,7 +111,7 @@ class OffSegImageProcessor(PilBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs):
-        """As every image processor's; of `kwargs` that are no settings, those that nearly are one are refused."""
+        """Make one of saved settings; of `kwargs` that are no settings, those that nearly are one are refused."""
         processor, unused = super().from_dict(image_processor_dict, return_unused_kwargs=True, **kwargs)
         if return_unused_kwargs:
             return processor, unused
@@ -135,17 +136,22 @@ class OffSegImageProcessor(PilBackend):
     ) -> BatchFeature:
         """Prepare images, with their label maps if any, for the model.
 
-        images: one or a list of PIL images (any mode), paths, URLs, or numpy arrays and torch tensors (height, width),
-            (height, width, channels) or (channels, height, width), of booleans, integers in 0..255, uint16 or floats;
-            or an array of several. `read_image` says what becomes of alpha, 16 bits and EXIF rotation: whatever the
-            way in, an image gives the same pixels, upright.
-        segmentation_maps: as many label maps, (height, width) each, of the sizes of their (upright) images.
-        device: where the tensors are to be; the images are prepared on the CPU.
+        Args:
+            images: One or a list of PIL images (any mode), paths, URLs, or numpy arrays and torch tensors (height,
+                width), (height, width, channels) or (channels, height, width), of booleans, integers in 0..255, uint16
+                or floats; or an array of several. `read_image` says what becomes of alpha, 16 bits and EXIF rotation:
+                whatever the way in, an image gives the same pixels, upright.
+            segmentation_maps: As many label maps, (height, width) each, of the sizes of their (upright) images.
+            **kwargs: Settings to replace for this call, and `device`, where the tensors are to be; the images are
+                prepared on the CPU.
 
-        Returns `pixel_values` float32 (batch, 3, height, width), `windows` int64 (batch, num_windows, 4) with boxes
-        (top, left, bottom, right), zeros where an image has fewer, `image_sizes` int64 (batch, 2) with the height and
-        width of each image within `pixel_values`, and `labels` int64 (batch, height, width).
-        Raises ValueError that names the image, label map or setting at fault.
+        Returns:
+            `pixel_values` float32 (batch, 3, height, width), `windows` int64 (batch, num_windows, 4) with boxes (top,
+            left, bottom, right), zeros where an image has fewer, `image_sizes` int64 (batch, 2) with the height and
+            width of each image within `pixel_values`, and `labels` int64 (batch, height, width).
+
+        Raises:
+            ValueError: which names the image, label map or setting at fault.
         """
         if kwargs.get("do_center_crop", self.do_center_crop):  # before transformers asks for the size of the crop
             raise ValueError("do_center_crop: not supported, crop the images before")
@@ -169,6 +175,7 @@ class OffSegImageProcessor(PilBackend):
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,
+        *,
         do_resize: bool,
         size: SizeDict,
         do_pad: bool,
@@ -192,7 +199,8 @@ class OffSegImageProcessor(PilBackend):
         if do_resize:
             images = [self.resize(image, size) for image in images]
             labels = [resize_nearest(label, *image.shape[1:]) for label, image in zip(labels, images)]
-        image_sizes = padded_sizes = [image.shape[1:] for image in images]
+        image_sizes: list[tuple[int, int]] = [image.shape[1:] for image in images]
+        padded_sizes = image_sizes
         images = [self._rescale_and_normalize(image, **kwargs) for image in images]
         if do_pad:
             padded_sizes = [_round_up(size, size_divisor or 1) for size in image_sizes]
@@ -217,7 +225,7 @@ class OffSegImageProcessor(PilBackend):
     def _read_images(
         self, images: ImageInput, do_convert_rgb: bool, input_data_format: str | ChannelDimension | None, **kwargs
     ) -> list[np.ndarray]:
-        """Images as uint8 or float32 (channels, height, width)."""
+        """Return images as uint8 or float32 (channels, height, width)."""
         arrays = [
             read_from(image, f"image {index}", lambda picture: read_image(picture, do_convert_rgb, input_data_format))
             for index, image in enumerate(to_list(images, ndim=3))
@@ -229,7 +237,7 @@ class OffSegImageProcessor(PilBackend):
     def _read_label_maps(
         self, segmentation_maps: ImageInput, images: list[np.ndarray], do_reduce_labels: bool, **kwargs
     ) -> list[np.ndarray]:
-        """Label maps as int64 (height, width), checked against the images."""
+        """Return label maps as int64 (height, width), checked against the images."""
         segmentation_maps = to_list(segmentation_maps, ndim=2)
         if len(segmentation_maps) != len(images):
             raise ValueError(f"expected a label map per image, got {len(segmentation_maps)} for {len(images)} images")
@@ -245,7 +253,8 @@ class OffSegImageProcessor(PilBackend):
     def resize(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
         """Resize (channels, height, width) to `size` bilinearly, without antialiasing, as OpenCV does."""
         if size.shortest_edge:
-            height, width = keep_ratio_size(*image.shape[1:], size.shortest_edge, size.longest_edge)
+            old_height, old_width = image.shape[1:]
+            height, width = keep_ratio_size(old_height, old_width, size.shortest_edge, size.longest_edge)
         else:
             height, width = size.height, size.width
         return resize_bilinear(image, height, width)
@@ -260,7 +269,7 @@ class OffSegImageProcessor(PilBackend):
         image_std: float | list[float],
         **kwargs,
     ) -> np.ndarray:
-        """A float32 copy of an image (channels, height, width), rescaled and normalised.
+        """Return a float32 copy of an image (channels, height, width), rescaled and normalized.
 
         In one step, (image - mean / factor) / (std / factor): the official arithmetic, with mean and std in 0..255.
         """
@@ -283,6 +292,7 @@ class OffSegImageProcessor(PilBackend):
 
     def _check_settings(
         self,
+        *,
         do_resize: bool | None,
         size: SizeDict,
         window_size: int | None,
@@ -366,8 +376,10 @@ class OffSegImageProcessor(PilBackend):
         return results
 
     def _refuse_padding(self, target_sizes: list[tuple[int, int]], map_size: tuple[int, int]) -> None:
-        """Raises ValueError if `map_size` is that of images padded to one size, of which nothing says where they lie:
-        images of `target_sizes`, as these settings prepare them."""
+        """Raise ValueError if images were padded to `map_size`, and nothing says where they lie in it.
+
+        They are images of `target_sizes`, as these settings prepare them.
+        """
         if not self.do_pad:
             return
         sizes = target_sizes
@@ -387,7 +399,7 @@ class OffSegImageProcessor(PilBackend):
             )
 
     def _refuse_lying(self, target_size: tuple[int, int], image_size: tuple[int, int]) -> None:
-        """Raises ValueError if an image of `image_size` was resized from `target_size` with its sides exchanged."""
+        """Raise ValueError if an image of `image_size` was resized from `target_size` with its sides exchanged."""
         if not (self.do_resize and self.size.shortest_edge):
             return
         edges = (self.size.shortest_edge, self.size.longest_edge)
@@ -401,7 +413,10 @@ class OffSegImageProcessor(PilBackend):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as saved. `AutoImageProcessor` wants code on the Hub named for each of its backends."""
+        """Return the settings as they are saved.
+
+        `AutoImageProcessor` wants code on the Hub named for each of its backends.
+        """
         settings = super().to_dict()
         reference = settings.get("auto_map", {}).get("AutoImageProcessor")
         if isinstance(reference, str):
@@ -431,11 +446,12 @@ def checked_target_sizes(
 
 
 def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    return tuple((length + divisor - 1) // divisor * divisor for length in size)
+    height, width = ((length + divisor - 1) // divisor * divisor for length in size)
+    return height, width
 
 
 def _windows(height: int, width: int, window_size: int | None, window_stride: int | None) -> np.ndarray:
-    if window_size is None:
+    if window_size is None or window_stride is None:
         return np.array([[0, 0, height, width]], dtype=np.int64)
     return sliding_windows(height, width, window_size, window_stride).numpy()
 

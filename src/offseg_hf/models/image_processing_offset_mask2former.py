@@ -32,10 +32,10 @@ IGNORED = 255  # in label maps: no class, or padding
 
 
 class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
-    """Images to `pixel_values` and `image_sizes`, label maps to masks with classes, and masks back to label maps,
-    instances and panoptic segments.
+    """Prepare images for a Mask2Former, and read label maps, instances and panoptic segments in its masks.
 
-    Settings are those of [`OffSegImageProcessor`]; there are no windows, as the model sees images whole.
+    Images become `pixel_values` and `image_sizes`, label maps masks with classes. Settings are those of
+    [`OffSegImageProcessor`]; there are no windows, as the model sees images whole.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -53,16 +53,21 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
     ) -> BatchFeature:
         """Prepare images, with their label maps if any, for the model.
 
-        images, segmentation_maps: as [`OffSegImageProcessor.preprocess`] takes them. A label map holds classes, 255
-            where there is none, or
-        instance_id_to_semantic_id: ids of instances, if it is given: for all images, or one for each, it says the
-            class of every id. An id that it lacks is an error, but for 255, which then is no instance. With
-            `do_reduce_labels` classes count from 1 in there, class 0 is none, and so is id 0 instead of 255.
+        Args:
+            images: As [`OffSegImageProcessor.preprocess`] takes them.
+            segmentation_maps: As many label maps, of classes, 255 where there is none; or of instances.
+            instance_id_to_semantic_id: Makes the label maps those of instances: for all images, or one for each, it
+                says the class of every id. An id that it lacks is an error, but for 255, which then is no instance.
+                With `do_reduce_labels` classes count from 1 in there, class 0 is none, and so is id 0 instead of 255.
+            **kwargs: Settings to replace for this call.
 
-        Returns `pixel_values` float32 (batch, 3, height, width), `image_sizes` int64 (batch, 2) with the height and
-        width of each image within `pixel_values`, and per image in lists `mask_labels` float32 (num_masks, height,
-        width), one for every class or instance in the image, and `class_labels` int64 (num_masks,).
-        Raises ValueError that names the image or label map at fault.
+        Returns:
+            `pixel_values` float32 (batch, 3, height, width), `image_sizes` int64 (batch, 2) with the height and width
+            of each image within `pixel_values`, and per image in lists `mask_labels` float32 (num_masks, height,
+            width), one for every class or instance in the image, and `class_labels` int64 (num_masks,).
+
+        Raises:
+            ValueError: which names the image or label map at fault.
         """
         image_like_kwargs = {"instance_id_to_semantic_id": instance_id_to_semantic_id}
         return super().preprocess(images, segmentation_maps, image_like_kwargs=image_like_kwargs, **kwargs)
@@ -71,8 +76,9 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,
-        instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None,
-        do_reduce_labels: bool,
+        *,
+        instance_id_to_semantic_id: dict[int, int] | list[dict[int, int]] | None = None,
+        do_reduce_labels: bool = False,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
@@ -91,9 +97,8 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         if label_maps is None:
             return inputs
 
-        per_image = instance_id_to_semantic_id
-        if not isinstance(per_image, list):
-            per_image = [per_image] * len(label_maps)
+        given = instance_id_to_semantic_id
+        per_image = given if isinstance(given, list) else [given] * len(label_maps)
         if len(per_image) != len(label_maps):
             raise ValueError(
                 f"instance_id_to_semantic_id: expected one for all, or one per image ({len(label_maps)}), got "
@@ -115,7 +120,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         segmentation_maps: ImageInput,
         images: list[np.ndarray],
         do_reduce_labels: bool,
-        has_instances: bool,
+        has_instances: bool = False,
         **kwargs,
     ) -> list[np.ndarray]:
         label_maps = super()._read_label_maps(
@@ -124,7 +129,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         # Ids of instances make room for the 255 of the padding: any number can be an id.
         return [label_map + IGNORED + 1 for label_map in label_maps] if has_instances else label_maps
 
-    def _check_settings(self, window_size: int | None, window_stride: int | None, **kwargs) -> None:
+    def _check_settings(self, *, window_size: int | None, window_stride: int | None, **kwargs) -> None:
         for name, value in (("window_size", window_size), ("window_stride", window_stride)):
             if value is not None:
                 raise ValueError(f"{name}: expected None, as the model sees images whole, got {value}")
@@ -169,7 +174,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
     def _check_outputs(
         self, outputs: Any, target_sizes: list[tuple[int, int]] | Tensor | None
     ) -> list[tuple[int, int]] | None:
-        """The target sizes, checked against the outputs."""
+        """Return the target sizes, checked against the outputs."""
         masks = getattr(outputs, "masks_queries_logits", None)
         if masks is None:
             raise ValueError(
@@ -190,8 +195,11 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         return_coco_annotation: bool = False,
         return_binary_maps: bool = False,
     ) -> list[dict]:
-        """Instances, one dictionary per image, as [`Mask2FormerImageProcessor.post_process_instance_segmentation`]
-        finds them in what shows the image; without `target_sizes`, at the size that it has in `pixel_values`."""
+        """Find instances, one dictionary per image, in what shows the image.
+
+        As [`Mask2FormerImageProcessor.post_process_instance_segmentation`] does, which see; without `target_sizes`, at
+        the size that the image has in `pixel_values`.
+        """
         return _per_image(
             Mask2FormerImageProcessorPil().post_process_instance_segmentation,
             outputs,
@@ -212,9 +220,11 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
         label_ids_to_fuse: set[int] | None = None,
         target_sizes: list[tuple[int, int]] | Tensor | None = None,
     ) -> list[dict]:
-        """Panoptic segments, one dictionary per image, as
-        [`Mask2FormerImageProcessor.post_process_panoptic_segmentation`] finds them in what shows the image; without
-        `target_sizes`, at the size that it has in `pixel_values`."""
+        """Find panoptic segments, one dictionary per image, in what shows the image.
+
+        As [`Mask2FormerImageProcessor.post_process_panoptic_segmentation`] does, which see; without `target_sizes`, at
+        the size that the image has in `pixel_values`.
+        """
         return _per_image(
             Mask2FormerImageProcessorPil().post_process_panoptic_segmentation,
             outputs,
@@ -229,8 +239,10 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
 def _masks_and_classes(
     label_map: np.ndarray, class_of: dict[int, int] | None, do_reduce_labels: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A label map (height, width) of classes, or of instances with `class_of`, as masks (num_masks, height, width),
-    float32, and their classes (num_masks,), int64."""
+    """Return a label map's masks (num_masks, height, width), float32, and their classes (num_masks,), int64.
+
+    It is of classes, or of instances with `class_of`.
+    """
     ids = np.unique(label_map)
     ids = ids[ids != IGNORED]
     if class_of is None:
@@ -253,8 +265,11 @@ def _size(size: Any) -> tuple[int, int]:
 
 
 def _images_of(outputs: Any) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
-    """Per image class logits (num_queries, num_labels + 1), mask logits (num_queries, height, width), both float32,
-    and the size of the image without padding, in pixels of the model's input."""
+    """Yield class logits, mask logits and the size of every image.
+
+    They are (num_queries, num_labels + 1) and (num_queries, height, width), both float32; the size is without padding,
+    in pixels of the model's input.
+    """
     image_sizes = getattr(outputs, "image_sizes", None)
     for index, mask_logits in enumerate(outputs.masks_queries_logits):
         image_size = [length * MASK_STRIDE for length in mask_logits.shape[1:]]
@@ -270,8 +285,10 @@ def _show_image(mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def _class_scores(class_probs: Tensor, mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
-    """Of queries with classes (num_queries, num_labels) and masks (num_queries, height, width), the scores of the
-    classes (num_labels, *size)."""
+    """Return the scores of the classes (num_labels, *size).
+
+    Of queries with classes (num_queries, num_labels) and masks (num_queries, height, width).
+    """
     scores = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
     if scores.shape[1:] == size:
         return scores
@@ -298,7 +315,7 @@ def _per_image(
     target_sizes: list[tuple[int, int]] | None,
     **kwargs,
 ) -> list[dict]:
-    """What transformers' `post_process` finds in every image, once the padding is cut off its masks.
+    """Return what transformers' `post_process` finds in every image, once the padding is cut off its masks.
 
     On the CPU, as it makes its maps there. It resizes masks to 384 x 384 first; those without padding it gets as they
     are, so that the results are its own.

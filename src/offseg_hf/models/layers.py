@@ -1,6 +1,6 @@
 """Small layers, and the plain pixel decoder, that several networks share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+NORM_TENSORS = ("running_mean", "running_var", "weight", "bias")
+
+
 class ConvNorm(nn.Sequential):
-    """A convolution that keeps the size (or divides it by `stride`), and its normalisation."""
+    """A convolution that keeps the size (or divides it by `stride`), and its normalization."""
 
     def __init__(
         self,
@@ -29,7 +32,7 @@ class ConvNorm(nn.Sequential):
         self.norm = norm(out_channels)
 
     def fused(self) -> nn.Module:
-        """The one convolution that equals this pair at inference; the pair itself if the norm looks at the image."""
+        """Return the one convolution that equals this pair at inference; the pair if its norm looks at the image."""
         if isinstance(self.norm, nn.GroupNorm):
             return self
         scale, shift = scale_and_shift(self.norm)
@@ -39,20 +42,23 @@ class ConvNorm(nn.Sequential):
         return conv
 
 
-def lateral_convs(in_channels: list[int], out_channels: list[int], norm: Callable[[int], nn.Module]) -> nn.ModuleList:
+def lateral_convs(
+    in_channels: Sequence[int], out_channels: Sequence[int], norm: Callable[[int], nn.Module]
+) -> nn.ModuleList:
     """1x1 convolutions that bring the feature maps of an encoder to the channels that a pixel decoder fuses."""
     return nn.ModuleList(ConvNorm(i, o, bias=False, norm=norm) for i, o in zip(in_channels, out_channels))
 
 
 class MlpPixelDecoder(nn.Module):
-    """The pixel decoder of SegFormer, and the plain one of OffSeg's ablation (the paper's Table 6): projects every
-    feature map, upsamples and concatenates them at stride 4.
+    """The pixel decoder of SegFormer, and the plain one of OffSeg's ablation (the paper's Table 6).
+
+    Projects every feature map, upsamples and concatenates them at stride 4.
     """
 
     def __init__(
         self,
-        in_channels: list[int],
-        lateral_channels: list[int],
+        in_channels: Sequence[int],
+        lateral_channels: Sequence[int],
         out_channels: int,
         norm: Callable[[int], nn.Module] = partial(nn.GroupNorm, 32),
     ):
@@ -61,7 +67,7 @@ class MlpPixelDecoder(nn.Module):
         self.output_conv = ConvNorm(sum(lateral_channels), out_channels, bias=False, norm=norm)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
+        """Map (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
         laterals = [conv(feature_map).relu() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
         size = laterals[0].shape[-2:]
         upsampled = [F.interpolate(lateral, size=size, mode="bilinear") for lateral in laterals]
@@ -69,11 +75,14 @@ class MlpPixelDecoder(nn.Module):
 
 
 class FixedBatchNorm2d(nn.Module):
-    """A batch norm that normalises by its running statistics in training too; weight and bias are trained.
+    """A batch norm that normalizes by its running statistics in training too; weight and bias are trained.
 
     Saved as an `nn.BatchNorm2d` is, but none: what walks over those would let the statistics learn (`update_bn`,
     `convert_sync_batchnorm`).
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         super().__init__()
@@ -86,9 +95,11 @@ class FixedBatchNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize maps (batch, num_features, ...)."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
+        """Name the settings in `print(model)`."""
         return f"{self.num_features}, eps={self.eps}"
 
 
@@ -96,13 +107,15 @@ class ConvGelu(nn.Conv2d):
     """A convolution and the GELU of what it gives, at inference: in place, as nobody has seen it yet."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, ...)."""
         return torch.ops.aten.gelu_(super().forward(x))
 
 
 class ConvAdd(nn.Conv2d):
     """A convolution that ends a residual branch, at inference, and the shortcut that is added to what it gives."""
 
-    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:  # type: ignore[override]
+        """Map `x` (batch, in_channels, height, width) to the shape of `shortcut`, (batch, out_channels, ...)."""
         return super().forward(x).add_(shortcut)
 
 
@@ -116,17 +129,19 @@ class DropPath(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples of `x` (batch, ...) in training, and scale the others up."""
         if not self.training or self.probability == 0:
             return x
         kept = torch.rand((len(x), *(1,) * (x.ndim - 1)), device=x.device) >= self.probability
         return x * (kept / (1 - self.probability)).to(x.dtype)
 
     def extra_repr(self) -> str:
+        """Name the settings in `print(model)`."""
         return f"probability={self.probability:.3f}"
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Maps (batch, channels, height, width) whose pixels are rows in memory, by operations that vmap knows."""
+    """Return maps (batch, channels, height, width) whose pixels are rows in memory, by operations that vmap knows."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -135,18 +150,18 @@ def gelu_in_place(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
-def concatenate_convs(convs: list[nn.Conv2d]) -> nn.Conv2d:
+def concatenate_convs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
     """One convolution for inference that gives what `convs`, alike but for their weights, give one after another."""
     conv = deepcopy(convs[0])
     conv.out_channels = sum(conv.out_channels for conv in convs)
     conv.weight = frozen(torch.cat([conv.weight for conv in convs]))
-    conv.bias = frozen(torch.cat([conv.bias for conv in convs]))
+    conv.bias = frozen(torch.cat([bias_of(conv) for conv in convs]))
     return conv
 
 
 def with_class(conv: nn.Module, conv_class: type[nn.Conv2d]) -> nn.Conv2d:
-    """A convolution for inference of another class, with the weights of `conv`."""
-    _check_conv(conv)
+    """Return a convolution for inference of another class, with the weights of `conv`."""
+    conv = checked_conv(conv)
     options = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     copy = conv_class(**{name: getattr(conv, name) for name in options}, padding_mode=conv.padding_mode, device="meta")
     copy.weight, copy.bias = frozen(conv.weight), None if conv.bias is None else frozen(conv.bias)
@@ -154,47 +169,62 @@ def with_class(conv: nn.Module, conv_class: type[nn.Conv2d]) -> nn.Conv2d:
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The factor and the summand per channel (channels,) that a batch norm is at inference."""
-    known = nn.BatchNorm2d | nn.SyncBatchNorm | FixedBatchNorm2d
-    if not isinstance(norm, known) or norm.running_var is None or norm.weight is None:
+    """Return the factor and the summand per channel (channels,) that a batch norm is at inference."""
+    is_known = isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm | FixedBatchNorm2d)
+    mean, variance, weight, bias = (getattr(norm, name, None) for name in NORM_TENSORS)
+    if not is_known or mean is None or variance is None or weight is None or bias is None:
         raise ValueError(
             f"fuse() expected a batch norm with weights and running statistics, got {norm}: fuse the model before its "
             "parts are replaced"
         )
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    scale = weight * torch.rsqrt(variance + norm.eps)
+    return scale, bias - mean * scale
 
 
-def scale_output(conv: nn.Conv2d, scale: Tensor) -> None:
-    """Multiplies what `conv` gives by `scale` (out_channels, 1, 1), in place and for inference."""
-    _check_conv(conv)
+def scale_output(module: nn.Module, scale: Tensor) -> None:
+    """Multiply what a convolution gives by `scale` (out_channels, 1, 1), in place and for inference."""
+    conv = checked_conv(module)
     conv.weight = frozen(scale[:, None] * conv.weight)
-    conv.bias = frozen(scale.flatten() * conv.bias)
+    conv.bias = frozen(scale.flatten() * bias_of(conv))
 
 
-def _check_conv(module: nn.Module) -> None:
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """Return the bias of a convolution, zeros (out_channels,) where it has none."""
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def checked_conv(module: nn.Module) -> nn.Conv2d:
+    """Return the convolution that a module is; raise ValueError if it is none."""
     if not isinstance(module, nn.Conv2d):
         raise ValueError(f"fuse() expected a convolution, got {module}: fuse the model before its parts are replaced")
+    return module
 
 
 def frozen(value: Tensor) -> nn.Parameter:
-    """A parameter that holds `value` and takes no gradient."""
+    """Return a parameter that holds `value` and takes no gradient."""
     return nn.Parameter(value.detach(), requires_grad=False)
 
 
 def fuse(module: nn.Module) -> nn.Module:
-    """Replaces every part of `module` that knows a simpler equal for inference (`fused()`), in place."""
-    if hasattr(module, "fused"):
-        return module.fused()
+    """Replace every part of `module` that knows a simpler equal for inference (`fused()`), in place."""
+    fused = getattr(module, "fused", None)
+    if fused is not None:
+        return fused()
     for name, child in module.named_children():
         setattr(module, name, fuse(child))
     return module
 
 
 def weighted_gather(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-    """Sums `rows[indices]` weighted by `weights`.
+    """Sum `rows[indices]` weighted by `weights`.
 
-    rows: (num_rows, channels); indices, weights: (num_bags, bag_size). Returns (num_bags, channels).
+    Args:
+        rows: (num_rows, channels).
+        indices: (num_bags, bag_size).
+        weights: (num_bags, bag_size).
+
+    Returns:
+        (num_bags, channels).
     """
     weights = weights.to(rows.dtype)
     gathered = F.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)
@@ -220,14 +250,17 @@ class GatherGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(gathered: Tensor, rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """Return `gathered`, which has been computed of the other three."""
         return gathered.view_as(gathered)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what the gradient is computed of."""
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        """Return the gradients of `gathered`, `rows` and `weights`, as far as they are this function's."""
         if not torch.is_grad_enabled():
             return gradient, None, None, None
         rows, indices, weights = ctx.saved_tensors
@@ -237,5 +270,5 @@ class GatherGradient(torch.autograd.Function):
 
 
 def products(rows: Tensor, indices: Tensor, bags: Tensor) -> Tensor:
-    """The dot products of each of `bags` (num_bags, channels) with its rows: (num_bags, bag_size)."""
+    """Return the dot products of each of `bags` (num_bags, channels) with its rows: (num_bags, bag_size)."""
     return (rows.index_select(0, indices.flatten()).unflatten(0, indices.shape) * bags[:, None]).sum(dim=-1)

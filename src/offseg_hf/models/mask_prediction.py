@@ -37,8 +37,16 @@ class AlignedMaskPredictor(Mask2FormerMaskPredictor):
     def forward(
         self, outputs: Tensor, pixel_embeddings: Tensor, attention_mask_target_size: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Queries (queries, batch, hidden_size) and pixels (batch, mask_feature_size, height, width) -> masks (batch,
-        queries, height, width), and where the next layer must not look (batch * heads, queries, target pixels)."""
+        """Predict masks, and where the next layer must not look.
+
+        Args:
+            outputs: Queries (queries, batch, hidden_size).
+            pixel_embeddings: (batch, mask_feature_size, height, width).
+            attention_mask_target_size: Height and width of the next layer's map.
+
+        Returns:
+            Masks (batch, queries, height, width), and what to ignore (batch * heads, queries, target pixels).
+        """
         masks = self.alignment(self.mask_embedder(outputs.transpose(0, 1)), pixel_embeddings)
         resized = F.interpolate(masks.detach(), size=attention_mask_target_size, mode="bilinear", align_corners=False)
         ignored = resized.flatten(2).sigmoid() < 0.5  # (batch, queries, target pixels)

@@ -23,7 +23,7 @@ STRIDE = 32  # of the coarsest feature map
 
 
 class OffSegPreTrainedModel(OffsetModelMixin, PreTrainedModel):
-    """Initialisation of the weights, and what transformers wants to know of the models."""
+    """Initialization of the weights, and what transformers wants to know of the models."""
 
     config: EncoderConfig
     base_model_prefix = "offseg"
@@ -33,7 +33,7 @@ class OffSegPreTrainedModel(OffsetModelMixin, PreTrainedModel):
     _no_split_modules = ["EncoderBlock", "FreqFusion"]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The stem, which is to images what embeddings are to tokens."""
+        """Return the stem, which is to images what embeddings are to tokens."""
         return self.encoder.stem
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class EfficientFormerV2Backbone(EncoderBackboneMixin, OffSegPreTrainedModel):
         self.post_init()
 
     def encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and the stages', without what shows the padding."""
+        """Return the stem's map and the stages', without what shows the padding."""
         stem = self.encoder.stem(pad_to_stride(pixel_values))
         maps = zip((4, 4, 8, 16, 32), (stem, *self.encoder.forward_stages(stem)))
         return tuple(crop_to_stride(x, pixel_values, stride) for stride, x in maps)
@@ -132,6 +132,7 @@ class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedM
 
 
 def build_encoder(config: EncoderConfig) -> EfficientFormerV2Encoder:
+    """Build the encoder that a configuration describes."""
     return EfficientFormerV2Encoder(
         num_channels=config.num_channels,
         hidden_sizes=config.hidden_sizes,
@@ -146,8 +147,10 @@ def build_encoder(config: EncoderConfig) -> EfficientFormerV2Encoder:
 
 
 def pad_to_stride(pixel_values: Tensor) -> Tensor:
-    """Zeros at the bottom and the right, up to a multiple of the encoder's stride; channels last in memory, the layout
-    in which convolutions are fastest and pixels are rows."""
+    """Pad with zeros at the bottom and the right, up to a multiple of the encoder's stride.
+
+    Channels come last in memory, the layout in which convolutions are fastest and pixels are rows.
+    """
     height, width = pixel_values.shape[-2:]
     # Not `-width % STRIDE`: torch.compile cannot do with what may be negative.
     right, bottom = ((STRIDE - length % STRIDE) % STRIDE for length in (width, height))
@@ -155,7 +158,7 @@ def pad_to_stride(pixel_values: Tensor) -> Tensor:
 
 
 def crop_to_stride(x: Tensor, pixel_values: Tensor, stride: int) -> Tensor:
-    """The part of `x`, a map at `stride` of the padded image, that shows the image."""
+    """Return the part of `x`, a map at `stride` of the padded image, that shows the image."""
     # Not `-(-height // stride)`: an exported graph divides towards zero.
     height, width = ((length + stride - 1) // stride for length in pixel_values.shape[-2:])
     return x[..., :height, :width]

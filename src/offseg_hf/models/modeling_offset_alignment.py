@@ -6,6 +6,7 @@ pixel embeddings is replaced, wherever they form it: one alignment serves all th
 """
 
 from copy import deepcopy
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
@@ -19,6 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
+from .configuration_offset import AnyBase
 from .configuration_offset_alignment import OffsetAlignmentConfig
 from .mask_prediction import AlignedMaskPredictor, auto_classes_of
 from .modeling_utils import InnerOffsetsMixin
@@ -33,14 +35,19 @@ class AlignedMaskFormer(MaskFormerForInstanceSegmentation):
         self.alignment = OffsetAlignment(config.mask_feature_size, use_class_offset, use_feature_offset)
 
     def forward(self, *args, output_hidden_states: bool | None = None, **kwargs):
-        """As MaskFormer's, which in transformers 5.23 fails to make auxiliary predictions unless it is asked for the
-        hidden states that they are made of."""
+        """Do what MaskFormer's forward does.
+
+        In transformers 5.23 that one fails to make auxiliary predictions unless it is asked for the hidden states that
+        they are made of.
+        """
         output_hidden_states = True if self.config.use_auxiliary_loss else output_hidden_states
         return super().forward(*args, output_hidden_states=output_hidden_states, **kwargs)
 
     def get_logits(self, outputs: ModelOutput) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
-        """Class logits (batch, queries, classes + 1), masks (batch, queries, height, width), and both of every layer
-        before the last, if the configuration asks for auxiliary losses."""
+        """Return class logits (batch, queries, classes + 1) and masks (batch, queries, height, width).
+
+        And both of every layer before the last, if the configuration asks for auxiliary losses.
+        """
         layers = (outputs.transformer_decoder_last_hidden_state,)
         if self.config.use_auxiliary_loss:
             layers = outputs.transformer_decoder_hidden_states
@@ -67,7 +74,7 @@ class AlignedMask2Former(Mask2FormerForUniversalSegmentation):
         )
 
 
-class AlignedEomtMixin:
+class AlignedEomtMixin(AnyBase):
     """The masks of an EoMT, aligned: also those that tell the next layer where to look."""
 
     def __init__(self, config: PreTrainedConfig, use_class_offset: bool = True, use_feature_offset: bool = True):
@@ -75,8 +82,10 @@ class AlignedEomtMixin:
         self.alignment = OffsetAlignment(config.hidden_size, use_class_offset, use_feature_offset)
 
     def predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, queries + prefix + patches, channels) -> masks (batch, queries, height, width) and class
-        logits (batch, queries, classes + 1)."""
+        """Predict masks (batch, queries, height, width) and class logits (batch, queries, classes + 1).
+
+        Of tokens (batch, queries + prefix + patches, channels).
+        """
         num_queries, num_prefix = self.config.num_queries, self.embeddings.num_prefix_tokens
         queries, _, patches = logits.split((num_queries, num_prefix, logits.shape[1] - num_queries - num_prefix), 1)
         pixel_embeddings = self.upscale_block(patches.transpose(1, 2).unflatten(2, self.grid_size))
@@ -91,7 +100,7 @@ class AlignedEomtDinov3(AlignedEomtMixin, EomtDinov3ForUniversalSegmentation):
     """EoMT on DINOv3, its masks aligned."""
 
 
-ALIGNED = {
+ALIGNED: dict[str, Any] = {
     "maskformer": AlignedMaskFormer,
     "mask2former": AlignedMask2Former,
     "eomt": AlignedEomt,
@@ -116,12 +125,14 @@ class OffsetAlignmentForUniversalSegmentation(InnerOffsetsMixin, PreTrainedModel
     def __init__(self, config: OffsetAlignmentConfig):
         super().__init__(config)
         # Labels may be set on a configuration after it was made: `from_pretrained(..., num_labels=3)` does.
-        config.base_config.id2label, config.base_config.label2id = config.id2label, config.label2id
-        aligned_class = ALIGNED[config.base_config.model_type]
-        self.model = aligned_class(config.base_config, config.use_class_offset, config.use_feature_offset)
+        base_config: Any = config.base_config
+        base_config.id2label, base_config.label2id = config.id2label, config.label2id
+        aligned_class = ALIGNED[base_config.model_type]
+        self.model = aligned_class(base_config, config.use_class_offset, config.use_feature_offset)
         self.post_init()
 
     def alignments(self) -> list[OffsetAlignment]:
+        """Return all alignments in the model."""
         return [module for module in self.modules() if isinstance(module, OffsetAlignment)]
 
     def forward(
@@ -133,11 +144,19 @@ class OffsetAlignmentForUniversalSegmentation(InnerOffsetsMixin, PreTrainedModel
         patch_offsets: list[Tensor] | None = None,
         **kwargs,
     ) -> ModelOutput:
-        """Images (batch, num_channels, height, width) -> the outputs of the base: class logits (batch, queries,
-        classes + 1), masks (batch, queries, mask height, mask width), and the loss where there are labels.
+        """Segment images (batch, num_channels, height, width) into masks with classes.
 
-        mask_labels: for every image, (masks, height, width); class_labels: for every image, (masks,).
-        pixel_mask: (batch, height, width), of MaskFormer and Mask2Former; patch_offsets: of EoMT. See there.
+        Args:
+            pixel_values: The images.
+            mask_labels: For every image, (masks, height, width).
+            class_labels: For every image, (masks,).
+            pixel_mask: (batch, height, width), of MaskFormer and Mask2Former; see there.
+            patch_offsets: Of EoMT; see there.
+            **kwargs: Whatever else the base takes.
+
+        Returns:
+            The outputs of the base: class logits (batch, queries, classes + 1), masks (batch, queries, mask height,
+            mask width), and the loss where there are labels.
         """
         optional = {"pixel_mask": pixel_mask, "patch_offsets": patch_offsets}
         kwargs |= {name: value for name, value in optional.items() if value is not None}
@@ -156,7 +175,7 @@ def align_masks(
     Raises:
         ValueError: for any other model.
     """
-    aligned_class = ALIGNED.get(getattr(model.config, "model_type", None))
+    aligned_class = ALIGNED.get(getattr(model.config, "model_type", ""))
     if aligned_class is None or type(model) not in aligned_class.__bases__:
         expected = ", ".join(known.__bases__[-1].__name__ for known in ALIGNED.values())
         raise ValueError(f"offset alignment is for the masks of {expected}; got {type(model).__name__}")
@@ -171,7 +190,7 @@ def align_masks(
 
 
 def _continue_from(aligned: nn.Module, model: nn.Module) -> None:
-    """Gives an aligned model what its base has learned, and its state: dtypes, frozen parameters, training mode."""
+    """Give an aligned model what its base has learned, and its state: dtypes, frozen parameters, training mode."""
     missing, unexpected = aligned.load_state_dict(deepcopy(model.state_dict()), strict=False, assign=True)
     if unexpected or not all(".alignment." in f".{name}" for name in missing):
         raise ValueError(f"{type(model).__name__} has been changed: weights {missing} miss, {unexpected} are unknown")

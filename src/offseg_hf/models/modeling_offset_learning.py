@@ -1,5 +1,7 @@
 """Any of transformers' models for semantic segmentation, with offset learning in the place of its classifier."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
@@ -20,7 +22,6 @@ class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, PreTrainedModel):
     model: the wrapped model, in which the classifier is replaced already and which keeps its weights.
 
     Example:
-
     ```python
     >>> from transformers import AutoModelForSemanticSegmentation
     >>> from offseg_hf import apply_offset_learning
@@ -28,7 +29,8 @@ class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, PreTrainedModel):
     >>> model = AutoModelForSemanticSegmentation.from_pretrained("openmmlab/upernet-convnext-tiny")
     >>> model = apply_offset_learning(model)
     >>> model.save_pretrained("upernet-convnext-tiny-offset")
-    ```"""
+    ```
+    """
 
     config: OffsetLearningConfig
     base_model_prefix = "model"
@@ -53,10 +55,11 @@ class OffsetLearningForSemanticSegmentation(InnerOffsetsMixin, PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs):
-        """What the wrapped model's `forward` returns for the same arguments, of which it may take more."""
+        """Return what the wrapped model's `forward` returns for the same arguments, of which it may take more."""
         return self.model(pixel_values=pixel_values, labels=labels, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return those of the wrapped model."""
         return self.model.get_input_embeddings()
 
 
@@ -69,9 +72,13 @@ def _build(config: OffsetLearningConfig) -> PreTrainedModel:
 
 
 def _keep_weights(model: nn.Module) -> None:
-    """Marks all weights as transformers marks loaded ones, which no initialisation overwrites: not `post_init`, nor
-    that of a model of someone's own around this one, for which `no_init_weights` around `post_init` would not do."""
-    for part in (*model.modules(), *model.parameters(), *model.buffers()):
+    """Mark all weights as transformers marks loaded ones, which no initialization overwrites.
+
+    Not `post_init`, nor that of a model of someone's own around this one, for which `no_init_weights` around
+    `post_init` would not do.
+    """
+    parts: list[Any] = [*model.modules(), *model.parameters(), *model.buffers()]
+    for part in parts:
         part._is_hf_initialized = True
 
 

@@ -9,7 +9,6 @@ and the loss are those of transformers, which compute what the official ones do;
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerForUniversalSegmentation,
@@ -35,14 +34,14 @@ class OffsetMask2FormerForUniversalSegmentationOutput(Mask2FormerForUniversalSeg
         Height and width of every image without its padding, in pixels of `pixel_values`.
     """
 
-    image_sizes: torch.LongTensor | None = None
+    image_sizes: Tensor | None = None
 
 
 class OffsetMask2FormerForUniversalSegmentation(InnerOffsetsMixin, Mask2FormerForUniversalSegmentation):
     """Mask2Former whose masks come of embeddings that have been offset, image by image and layer by layer.
 
     The weights of a [`Mask2FormerForUniversalSegmentation`] are all of its own but the alignment's, under the same
-    names: `from_pretrained` loads them, and initialises the alignment (`config.start_without_offsets` says how).
+    names: `from_pretrained` loads them, and initializes the alignment (`config.start_without_offsets` says how).
     """
 
     config: OffsetMask2FormerConfig
@@ -73,10 +72,11 @@ class OffsetMask2FormerForUniversalSegmentation(InnerOffsetsMixin, Mask2FormerFo
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The encoder's, which Mask2Former does not name."""
+        """Return the encoder's, which Mask2Former does not name."""
         return self.model.pixel_level_module.encoder.get_input_embeddings()
 
     def initialize_offsets(self, module: OffsetAlignment) -> None:
+        """Initialize an alignment as the configuration says."""
         if self.config.start_without_offsets:
             module.start_without_offsets()
         else:

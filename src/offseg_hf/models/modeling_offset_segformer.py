@@ -4,7 +4,7 @@ Papers: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better
 (ICCV 2025, https://arxiv.org/abs/2508.08811) and "SegFormer: Simple and Efficient Design for Semantic Segmentation
 with Transformers" (https://arxiv.org/abs/2105.15203). Source: HVision-NKU/OffSeg @ 1414f6d,
 mmseg/models/decode_heads/segformer_head_offset_learning.py and mmseg/models/backbones/mit.py. The encoder is
-transformers' own, with the layer norms' eps and the initialisation of the source.
+transformers' own, with the layer norms' eps and the initialization of the source.
 """
 
 import torch
@@ -21,17 +21,17 @@ from .offset_learning import OffsetLearning
 
 
 class OffsetSegformerPreTrainedModel(OffsetModelMixin, SegformerPreTrainedModel):
-    """Initialisation and names of the weights; all else that transformers wants to know is as for SegFormer."""
+    """Initialization and names of the weights; all else that transformers wants to know is as for SegFormer."""
 
     config: OffsetSegformerConfig
 
     def get_input_embeddings(self) -> nn.Module:
-        """The projection of patches, which is to images what embeddings are to tokens."""
+        """Return the projection of patches, which is to images what embeddings are to tokens."""
         return self.segformer.stages[0].patch_embeddings.proj
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As in the official code; the model itself comes last and overrules the encoder's own initialisation."""
+        """As in the official code; the model itself comes last and overrules the encoder's own initialization."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
@@ -80,22 +80,27 @@ class OffsetSegformerForSemanticSegmentation(SemanticSegmentationMixin, OffsetSe
         return logits, feature_maps
 
     def encode(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images (batch, num_channels, height, width) -> a map (batch, hidden_sizes[i], height / 2 ** (i + 2), width /
-        2 ** (i + 2)), rounded up, per stage; raises ValueError for images that have less than the stages need."""
+        """Return a feature map per stage, (batch, hidden_sizes[i], height / 2 ** (i + 2), width / 2 ** (i + 2)).
+
+        Sides are rounded up.
+
+        Raises:
+            ValueError: for images (batch, num_channels, height, width) that have less than the stages need.
+        """
         smallest = smallest_side(self.config)
         if min(pixel_values.shape[-2:]) < smallest:
             raise ValueError(
                 f"images must have at least {smallest} pixels on either side, got {tuple(pixel_values.shape[-2:])}: "
                 "resize or pad them"
             )
-        feature_maps = []
+        feature_maps: list[Tensor] = []
         for stage in self.segformer.stages:
             feature_maps.append(stage(feature_maps[-1] if feature_maps else pixel_values))
         return feature_maps
 
 
 def smallest_side(config: OffsetSegformerConfig) -> int:
-    """Pixels that either side of an image needs for the sequence reductions and the pooling to have an output."""
+    """Return the pixels that either side of an image needs for the sequence reductions and the pooling."""
     needed = 1
     for stage in reversed(range(config.num_encoder_blocks)):
         needed = max(needed, config.sr_ratios[stage], 2 if stage == 0 else 1)
@@ -106,8 +111,10 @@ def smallest_side(config: OffsetSegformerConfig) -> int:
 
 @torch.no_grad()
 def init_encoder(encoder: SegformerModel) -> None:
-    """The official initialisation, where it is not that of transformers: convolutions, and layers that are a
-    convolution or a part of a larger matrix in the official code."""
+    """Initialize the encoder as the official code does, where transformers does not.
+
+    That are convolutions, and layers that are a convolution or a part of a larger matrix in the official code.
+    """
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.weight[:, 0].numel() // module.groups

@@ -18,7 +18,7 @@ from .pixel_decoder_hamburger import HamburgerPixelDecoder, NonNegativeMatrixFac
 
 
 class OffsetSegNextPreTrainedModel(OffsetModelMixin, PreTrainedModel):
-    """Initialisation of the weights, and what transformers wants to know of the models."""
+    """Initialization of the weights, and what transformers wants to know of the models."""
 
     config: MscanEncoderConfig
     base_model_prefix = "segnext"
@@ -28,7 +28,7 @@ class OffsetSegNextPreTrainedModel(OffsetModelMixin, PreTrainedModel):
     _no_split_modules = ["MscaBlock", "Hamburger"]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The stem, which is to images what embeddings are to tokens."""
+        """Return the stem, which is to images what embeddings are to tokens."""
         return self.encoder.stem
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class MscanBackbone(EncoderBackboneMixin, OffsetSegNextPreTrainedModel):
         self.post_init()
 
     def encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and the stages'."""
+        """Return the stem's map and the stages'."""
         stem = self.encoder.stem(pixel_values)
         return (stem, *self.encoder.forward_stages(stem))
 
@@ -111,6 +111,7 @@ class OffsetSegNextForSemanticSegmentation(SemanticSegmentationMixin, OffsetSegN
 
 
 def build_encoder(config: MscanEncoderConfig) -> MscanEncoder:
+    """Build the encoder that a configuration describes."""
     return MscanEncoder(
         num_channels=config.num_channels,
         hidden_sizes=config.hidden_sizes,

@@ -20,6 +20,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_offset import AnyBase
 from .layers import fuse
 from .offset_learning import OffsetAlignment
 
@@ -28,7 +29,7 @@ from .offset_learning import OffsetAlignment
 MAX_PIXELS_PER_FORWARD = 1024 * 1024
 
 
-class OffsetModelMixin:
+class OffsetModelMixin(AnyBase):
     """What transformers wants of a model that is not part of it."""
 
     other_auto_classes: dict[str, str] = {}  # beside the one it is registered for: Auto class -> module.class
@@ -36,7 +37,7 @@ class OffsetModelMixin:
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         """Let `_init_weights` see modules without parameters of their own, which overrule those of their children.
 
-        For code that is not its own, transformers passes over modules all of whose own parameters are initialised, so
+        For code that is not its own, transformers passes over modules all of whose own parameters are initialized, so
         over those without any. It need not: what `transformers.initialization` writes to asks every parameter itself
         whether it was loaded. The public `initialize_weights` is called of the outermost model alone, this of each.
         """
@@ -46,9 +47,11 @@ class OffsetModelMixin:
         """Save as every model does, with all Auto classes that the code beside the weights is for.
 
         Args:
-            save_original_format (`bool`, defaults to `False`):
-                Whether weights have the names of the first files of the model of transformers that this one is built
-                around. By default they have those of its modules.
+            save_directory: The folder.
+            *args: As every model's.
+            save_original_format: Give the weights the names of the first files of the model of transformers that this
+                one is built around, instead of those of its modules.
+            **kwargs: As every model's.
         """
         if self.is_remote_code() and self.other_auto_classes:
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | self.other_auto_classes
@@ -56,17 +59,19 @@ class OffsetModelMixin:
 
 
 class InnerOffsetsMixin(OffsetModelMixin):
-    """Initialises offset learning inside of a model that initialises itself and takes it for its own layers."""
+    """Initializes offset learning inside of a model that initializes itself and takes it for its own layers."""
 
     @torch.no_grad()
     @init.guard_torch_init_functions()  # what was loaded stays
     def initialize_weights(self):
+        """Initialize all that was not loaded, the offsets last."""
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, OffsetAlignment):
                 self.initialize_offsets(module)
 
-    def initialize_offsets(self, module: nn.Module) -> None:
+    def initialize_offsets(self, module: OffsetAlignment) -> None:
+        """Initialize one alignment."""
         module.reset_parameters()
 
 
@@ -76,7 +81,7 @@ class EncoderBackboneMixin(OffsetModelMixin, BackboneMixin):
     has_attentions = False
 
     def encode(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """What the stem gives, and the feature maps of the stages."""
+        """Return what the stem gives, and the feature maps of the stages."""
         raise NotImplementedError
 
     @can_return_tuple
@@ -102,7 +107,7 @@ class OffSegSemanticSegmenterOutput(SemanticSegmenterOutput):
         Height and width of every image without its padding, in pixels of `pixel_values`.
     """
 
-    image_sizes: torch.LongTensor | None = None
+    image_sizes: Tensor | None = None
 
 
 class SemanticSegmentationMixin(OffsetModelMixin):
@@ -123,17 +128,20 @@ class SemanticSegmentationMixin(OffsetModelMixin):
         image_sizes: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> OffSegSemanticSegmenterOutput:
-        """Segments images of any size, whole or window by window.
+        """Segment images of any size, whole or window by window.
 
-        pixel_values: (batch, num_channels, height, width).
-        labels: class ids (batch, height, width), `config.semantic_loss_ignore_index` where there is none.
-        windows: boxes (batch, num_windows, 4) as [`OffSegImageProcessor`] makes them. The logits of the windows are
-            upsampled and averaged, so that logits have the size of `pixel_values`; without windows they have the
-            size that the decoder gives.
-        image_sizes: (batch, 2) as [`OffSegImageProcessor`] makes them, beside `windows`; they go into the output as
-            they are, for its post-processing.
+        Args:
+            pixel_values: (batch, num_channels, height, width).
+            labels: Class ids (batch, height, width), `config.semantic_loss_ignore_index` where there is none.
+            windows: Boxes (batch, num_windows, 4) as [`OffSegImageProcessor`] makes them. The logits of the windows
+                are upsampled and averaged, so that logits have the size of `pixel_values`; without windows they have
+                the size that the decoder gives.
+            image_sizes: (batch, 2) as [`OffSegImageProcessor`] makes them, beside `windows`; they go into the output
+                as they are, for its post-processing.
+            output_hidden_states: Return the encoder's four feature maps as `hidden_states`; not with windows.
 
-        With `output_hidden_states`, `hidden_states` are the encoder's four feature maps; not with windows.
+        Raises:
+            ValueError: for inputs of other shapes, and for labels that are no class.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         if output_hidden_states is None:
@@ -166,24 +174,25 @@ class SemanticSegmentationMixin(OffsetModelMixin):
         )
 
     def fuse(self) -> Self:
-        """A copy for inference that gives the same logits (to 2e-4 in float32) with less arithmetic.
+        """Return a copy for inference that gives the same logits (to 2e-4 in float32) with less arithmetic.
 
         What is constant at inference (batch norms, layer scales, query scales) is folded into the convolutions beside
         it, or kept. The copy can be moved, cast and compiled, but neither trained nor saved.
 
-        Raises ValueError for a model that is not all there, or of which others have made something else.
+        Raises:
+            ValueError: for a model that is not all there, or of which others have made something else.
         """
         check_fusible(self)
         model = deepcopy(self).eval().requires_grad_(False)
-        if self.is_fused:
-            return model
-        model = fuse(model)
-        model.is_fused = True
+        if not self.is_fused:
+            fuse(model)
+            model.is_fused = True
         return model
 
     is_fused = False
 
     def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save as every model does; raise ValueError for a fused one."""
         if self.is_fused:
             raise ValueError("a fused model is for inference only and cannot be saved: save the model it was made of")
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -192,16 +201,20 @@ class SemanticSegmentationMixin(OffsetModelMixin):
 def sliding_window_logits(
     predict: Callable[[Tensor], Tensor], pixel_values: Tensor, windows: Tensor, num_labels: int
 ) -> Tensor:
-    """Logits of `pixel_values`, averaged over the windows that see a pixel: (batch, num_labels, height, width).
-
-    pixel_values: (batch, channels, height, width).
-    windows: integers (batch, num_windows, 4), boxes (top, left, bottom, right) in pixels. Boxes of zeros are padding,
-        for images with fewer windows, and are skipped. Pixels under no window get logits of 0.
-    predict: takes crops (n, channels, h, w), returns logits (n, num_labels, any height, any width), which are
-        upsampled bilinearly to the window.
+    """Return the logits of images, averaged over the windows that see a pixel: (batch, num_labels, height, width).
 
     Sums are kept in float32 at least, whatever the precision of `predict`, and returned so.
-    Raises ValueError for boxes that are not inside the image.
+
+    Args:
+        predict: Takes crops (n, channels, h, w), returns logits (n, num_labels, any height, any width), which are
+            upsampled bilinearly to the window.
+        pixel_values: (batch, channels, height, width).
+        windows: Integers (batch, num_windows, 4), boxes (top, left, bottom, right) in pixels. Boxes of zeros are
+            padding, for images with fewer windows, and are skipped. Pixels under no window get logits of 0.
+        num_labels: How many logits `predict` gives.
+
+    Raises:
+        ValueError: for boxes that are not inside the image.
     """
     batch, _, height, width = pixel_values.shape
     boxes_by_shape = _group_by_shape(windows, pixel_values)
@@ -230,7 +243,7 @@ def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _group_by_shape(windows: Tensor, pixel_values: Tensor) -> dict[tuple[int, int], list[tuple[int, slice, slice]]]:
-    """Windows as (image index, rows, columns), sorted into lists by (height, width), in order; checks every box."""
+    """Sort windows, as (image index, rows, columns), into lists by (height, width), in order; check every box."""
     batch, _, height, width = pixel_values.shape
     if windows.is_floating_point() or windows.is_complex() or windows.dtype == torch.bool:
         raise ValueError(f"windows: expected integers (pixels), got {windows.dtype}; do not cast them with the images")
@@ -239,7 +252,7 @@ def _group_by_shape(windows: Tensor, pixel_values: Tensor) -> dict[tuple[int, in
             f"windows: expected shape ({batch}, num_windows, 4) for pixel_values of shape "
             f"{tuple(pixel_values.shape)}, got {tuple(windows.shape)}"
         )
-    groups = {}
+    groups: dict[tuple[int, int], list[tuple[int, slice, slice]]] = {}
     for index, boxes in enumerate(windows.tolist()):
         for top, left, bottom, right in boxes:
             if top == left == bottom == right == 0:
@@ -255,7 +268,7 @@ def _group_by_shape(windows: Tensor, pixel_values: Tensor) -> dict[tuple[int, in
 
 
 def check_fusible(model: nn.Module) -> None:
-    """Raises ValueError where fusing would lose or not find what a part of the model computes with."""
+    """Raise ValueError where fusing would lose or not find what a part of the model computes with."""
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:
             raise ValueError(
@@ -289,9 +302,14 @@ def check_fusible(model: nn.Module) -> None:
 def segmentation_loss(
     logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Sequence[float] | None
 ) -> Tensor:
-    """Cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
+    """Return the cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
 
-    class_weights: what the loss of a pixel is multiplied by, for every class. The mean is over pixels, not weights.
+    Args:
+        logits: (batch, num_labels, any height, any width).
+        labels: (batch, height, width).
+        ignore_index: Of the pixels that are ignored.
+        class_weights: What the loss of a pixel is multiplied by, for every class. The mean is over pixels, not
+            weights.
     """
     # In order before they are many: torch does it with the large result, if channels come last, and slowly.
     logits = F.interpolate(logits.contiguous(), size=labels.shape[-2:], mode="bilinear")
@@ -300,6 +318,7 @@ def segmentation_loss(
 
 
 def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
+    """Raise ValueError for anything but images (batch, num_channels, height, width)."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
         raise ValueError(
             f"pixel_values must have the shape (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}"
@@ -307,6 +326,7 @@ def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
 
 
 def check_class_weights(class_weights: Sequence[float] | None, num_labels: int) -> None:
+    """Raise ValueError for anything but one finite weight per class, or None."""
     if class_weights is None:
         return
     name = "semantic_loss_class_weights"
@@ -317,6 +337,7 @@ def check_class_weights(class_weights: Sequence[float] | None, num_labels: int) 
 
 
 def check_labels(labels: Tensor, pixel_values: Tensor, num_labels: int, ignore_index: int) -> None:
+    """Raise ValueError for labels that are not class ids, or not of the images' size."""
     expected = (len(pixel_values), *pixel_values.shape[-2:])
     if tuple(labels.shape) != expected:
         raise ValueError(

@@ -1,8 +1,10 @@
 """Offset learning in the place of a classifier: what a network's last convolution or linear layer is replaced by.
 
-A k x k convolution is a linear classifier of the k x k neighbourhood of every pixel, and a linear layer one of tokens:
+A k x k convolution is a linear classifier of the k x k neighborhood of every pixel, and a linear layer one of tokens:
 both are continued as a 1x1 convolution is.
 """
+
+from typing import TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from .offset_learning import OffsetLearning, OffsetLearningOptions
 class TokenOffsetLearning(OffsetLearning):
     """Offset learning with channels last, as a linear layer has them."""
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]
         """(batch, ..., channels) -> logits (batch, ..., num_classes); all positions of a sample see each other."""
         if features.ndim < 3:
             raise ValueError(
@@ -35,6 +37,7 @@ class Neighborhoods(nn.Module):
         self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
 
     def extra_repr(self) -> str:
+        """Name the settings in `print(model)`."""
         return f"kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class Neighborhoods(nn.Module):
         return F.unfold(x, self.kernel_size, self.dilation).unflatten(2, (height, width))
 
 
-def offset_classifier(layer: nn.Conv2d | nn.Linear, options: OffsetLearningOptions) -> nn.Module:
+def offset_classifier(layer: nn.Module, options: OffsetLearningOptions) -> nn.Module:
     """Return what takes the place of a classifier of pixels, on its device and in its dtype.
 
     Continued, it begins with the classifier's own logits ([`OffsetLearning.from_classifier`]); anew, its logits are
@@ -56,17 +59,18 @@ def offset_classifier(layer: nn.Conv2d | nn.Linear, options: OffsetLearningOptio
     Raises:
         ValueError: for a layer that is no classifier of pixels by one comparison with each of two classes or more.
     """
-    _check_classifier(layer)
+    layer = _checked_classifier(layer)
     weight = layer.weight.detach().flatten(1)  # (classes, channels), of a convolution (classes, channels * window)
     head_class = TokenOffsetLearning if isinstance(layer, nn.Linear) else OffsetLearning
     if options.warm_start:
         bias = None if layer.bias is None else layer.bias.detach()
-        head = head_class.from_classifier(weight, bias, **options.branches)
+        offset_learning = head_class.from_classifier(weight, bias, **options.branches)
     else:
-        head = head_class(*weight.shape, **options.branches).to(device=weight.device, dtype=weight.dtype)
-    head.register_load_state_dict_pre_hook(_explain_other_start)
+        offset_learning = head_class(*weight.shape, **options.branches).to(device=weight.device, dtype=weight.dtype)
+    offset_learning.register_load_state_dict_pre_hook(_explain_other_start)
+    head: nn.Module = offset_learning
     if isinstance(layer, nn.Conv2d) and (layer.kernel_size != (1, 1) or any(_padding(layer))):
-        head = nn.Sequential(Neighborhoods(layer), head)
+        head = nn.Sequential(Neighborhoods(layer), offset_learning)
     for name in layer.__constants__:  # sizes, strides and the like, by which MobileNetV2 pads what it gives to a layer
         setattr(head, name, getattr(layer, name))
     return head.train(layer.training)
@@ -86,16 +90,18 @@ def replace_classifier(model: nn.Module, name: str, options: OffsetLearningOptio
     model.set_submodule(name, head)
 
 
-def is_linear_layer(module: nn.Module) -> bool:
-    """Whether a layer compares every pixel, or its neighbourhood, with one set of weights per output channel."""
+def is_linear_layer(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    """Return whether a layer compares every pixel, or its neighborhood, with one set of weights per output channel."""
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.stride == (1, 1)
     return isinstance(module, nn.Linear)
 
 
 def _explain_other_start(head: OffsetLearning, state_dict: dict, prefix: str, *arguments) -> None:
-    """Beside the keys that `load_state_dict` misses, why it misses them. An error without `strict` too: with a norm or
-    with a bias, class representations mean different things."""
+    """Say, beside the keys that `load_state_dict` misses, why it misses them.
+
+    An error without `strict` too: with a norm or with a bias, class representations mean different things.
+    """
     *_, errors = arguments
     was_continued, is_continued = f"{prefix}bias" in state_dict, head.bias is not None
     if f"{prefix}class_representation" in state_dict and was_continued != is_continued:
@@ -105,7 +111,7 @@ def _explain_other_start(head: OffsetLearning, state_dict: dict, prefix: str, *a
         )
 
 
-def _check_classifier(layer: nn.Module) -> None:
+def _checked_classifier(layer: nn.Module) -> nn.Conv2d | nn.Linear:
     possible = "expected a Conv2d with stride 1 and without groups, or a Linear, with one output per class"
     if isinstance(layer, OffsetLearning):
         raise ValueError("it is offset learning already")
@@ -117,6 +123,7 @@ def _check_classifier(layer: nn.Module) -> None:
             f"{possible}, 2 or more; got one output. Offset learning compares pixels with classes against each other: "
             "train a binary task with two classes (background, object) and cross-entropy"
         )
+    return layer
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
@@ -136,12 +143,14 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
-    """Left, right, top and bottom, as `F.pad` takes them; also where a convolution says "same" or "valid"."""
+    """Return left, right, top and bottom, as `F.pad` takes them; also where a convolution says "same" or "valid"."""
     sides = []
     for axis in (1, 0):
         if conv.padding == "same":  # the odd one goes to the end, as in torch
             total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
             sides += [total // 2, total - total // 2]
+        elif isinstance(conv.padding, str):
+            sides += [0, 0]
         else:
-            sides += [0, 0] if conv.padding == "valid" else [conv.padding[axis]] * 2
+            sides += [conv.padding[axis]] * 2
     return tuple(sides)

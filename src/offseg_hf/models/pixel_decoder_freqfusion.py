@@ -2,10 +2,11 @@
 
 Papers: FreqFusion (TPAMI 2024, https://arxiv.org/abs/2408.12879) as used by OffSeg (https://arxiv.org/abs/2508.08811).
 Source: HVision-NKU/OffSeg @ 1414f6d, mmseg/models/decode_heads/{offseg_head,freqfusion}.py. Changed here: options that
-OffSeg never sets are gone, kernels are normalised once, similarities are dot products of vectors normalised once, and
+OffSeg never sets are gone, kernels are normalized once, similarities are dot products of vectors normalized once, and
 the sampling positions are written relative to the pixel itself.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -24,7 +25,7 @@ HIGH_PASS_SIZE = 3
 class FreqFusionPixelDecoder(nn.Module):
     """Projects the feature maps, then fuses them from the coarsest to the finest with [`FreqFusion`]."""
 
-    def __init__(self, in_channels: list[int], lateral_channels: list[int], out_channels: int):
+    def __init__(self, in_channels: Sequence[int], lateral_channels: Sequence[int], out_channels: int):
         super().__init__()
         group_norm = partial(nn.GroupNorm, 32)
         self.lateral_convs = lateral_convs(in_channels, lateral_channels, group_norm)
@@ -36,7 +37,7 @@ class FreqFusionPixelDecoder(nn.Module):
         self.output_conv = ConvNorm(fused_channels, out_channels, bias=False, norm=group_norm)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        """Maps (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
+        """Map (batch, in_channels[i], height / 2 ** i, width / 2 ** i) -> (batch, out_channels, height, width)."""
         *finer, fused = [conv(feature_map).relu() for conv, feature_map in zip(self.lateral_convs, feature_maps)]
         for fusion, feature_map in zip(self.fusions, reversed(finer)):
             fused = fusion(feature_map, fused)
@@ -44,8 +45,10 @@ class FreqFusionPixelDecoder(nn.Module):
 
 
 class FreqFusion(GradientCheckpointingLayer):
-    """Upsamples a coarse map with adaptive low-pass kernels, sharpens a fine one with adaptive high-pass kernels, and
-    concatenates the two."""
+    """Upsamples a coarse map, sharpens a fine one, and concatenates the two.
+
+    With adaptive low-pass kernels the one, with adaptive high-pass kernels the other.
+    """
 
     def __init__(self, high_res_channels: int, low_res_channels: int):
         super().__init__()
@@ -73,17 +76,17 @@ class FreqFusion(GradientCheckpointingLayer):
 
 
 def upsample(features: Tensor, kernel_logits: Tensor) -> Tensor:
-    """Doubles the resolution with one low-pass kernel per output pixel."""
+    """Double the resolution with one low-pass kernel per output pixel."""
     return carafe(features, reassembly_kernels(kernel_logits), scale=2)
 
 
 def sharpen(features: Tensor, kernel_logits: Tensor) -> Tensor:
-    """Adds what a low-pass kernel per pixel takes away, the high frequencies."""
+    """Add what a low-pass kernel per pixel takes away, the high frequencies."""
     return 2 * features - carafe(features, reassembly_kernels(kernel_logits))
 
 
 def concatenate_groups(*maps: Tensor) -> Tensor:
-    """Concatenates maps of equal size inside each of the channel groups, not group after group."""
+    """Concatenate maps of equal size inside each of the channel groups, not group after group."""
     grouped = [x.permute(0, 2, 3, 1).unflatten(-1, (NUM_GROUPS, -1)) for x in maps]
     return torch.cat(grouped, dim=-1).flatten(3).permute(0, 3, 1, 2)
 
@@ -91,7 +94,7 @@ def concatenate_groups(*maps: Tensor) -> Tensor:
 class SimilarityGuidedSampler(nn.Module):
     """Resamples an upsampled map, each channel group at displaced positions, to straighten object boundaries.
 
-    The displacements come from the similarity of every pixel to its neighbours, in the fine and in the coarse map.
+    The displacements come from the similarity of every pixel to its neighbors, in the fine and in the coarse map.
     """
 
     def __init__(self, channels: int):
@@ -106,8 +109,10 @@ class SimilarityGuidedSampler(nn.Module):
         self.low_res_norm = nn.GroupNorm(channels // 8, channels)
 
     def forward(self, high_res: Tensor, low_res: Tensor, upsampled: Tensor) -> Tensor:
-        """Guides (batch, channels, 2 * height, 2 * width) and (batch, channels, height, width); returns `upsampled`,
-        of shape (batch, any, 2 * height, 2 * width), resampled."""
+        """Resample `upsampled` (batch, any, 2 * height, 2 * width) at displaced positions.
+
+        The guides are (batch, channels, 2 * height, 2 * width) and (batch, channels, height, width).
+        """
         high_res, low_res = self.high_res_norm(high_res), self.low_res_norm(low_res)
         displacement = self.high_res_displacement(local_similarity(high_res)) + F.pixel_shuffle(
             self.displacement(local_similarity(low_res)), 2
@@ -118,16 +123,21 @@ class SimilarityGuidedSampler(nn.Module):
 
 
 def local_similarity(features: Tensor, distance: int = 2) -> Tensor:
-    """Cosine similarity of every pixel to its eight neighbours at `distance`, row by row; 0 outside of the map.
+    """Return the cosine similarity of every pixel to its eight neighbors, row by row; 0 outside of the map.
 
-    (batch, channels, height, width) -> (batch, 8, height, width)
+    Args:
+        features: (batch, channels, height, width).
+        distance: Of the neighbors, in pixels.
+
+    Returns:
+        (batch, 8, height, width).
     """
-    batch, channels, height, width = features.shape
+    height, width = features.shape[2:]
     normalized = F.normalize(features.permute(0, 2, 3, 1), dim=-1, eps=1e-8)
     rows = F.pad(normalized, (0, 0, distance, distance, distance, distance)).flatten(1, 2)
     row_length = width + 2 * distance
     before, after = [], []
-    # A neighbour is a constant number of rows away, and similarity is symmetric: four products give all eight.
+    # A neighbor is a constant number of rows away, and similarity is symmetric: four products give all eight.
     for steps in (row_length + 1, row_length, row_length - 1, 1):
         shift = distance * steps
         similarity = (rows[:, :-shift] * rows[:, shift:]).sum(dim=-1)
@@ -138,10 +148,14 @@ def local_similarity(features: Tensor, distance: int = 2) -> Tensor:
 
 
 def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
-    """Samples `features` bilinearly, every pixel and channel group at its own position plus a displacement.
+    """Sample `features` bilinearly, every pixel and channel group at its own position plus a displacement.
 
-    features: (batch, channels, height, width), continued beyond its border; displacement, in pixels:
-    (batch, 2 * groups, height, width), the groups' x first. Returns the shape of `features`.
+    Args:
+        features: (batch, channels, height, width), continued beyond its border.
+        displacement: In pixels, (batch, 2 * groups, height, width), the groups' x first.
+
+    Returns:
+        The shape of `features`.
     """
     batch, channels, height, width = features.shape
     displacement = displacement.to(
@@ -167,8 +181,8 @@ def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
 
 # CARAFE, content-aware reassembly of features (https://arxiv.org/abs/1905.02188), as one weighted gather, and its
 # gradient as another. mmcv's operator exists for CUDA only and is the usual reason to compile it. Here every output
-# pixel is a bag: `F.embedding_bag` sums the rows (pixels) of its neighbourhood, weighted by its kernel, without ever
-# unfolding the neighbourhoods. It runs, differentiates and compiles on any device.
+# pixel is a bag: `F.embedding_bag` sums the rows (pixels) of its neighborhood, weighted by its kernel, without ever
+# unfolding the neighborhoods. It runs, differentiates and compiles on any device.
 
 
 def reassembly_kernels(logits: Tensor) -> Tensor:
@@ -177,10 +191,15 @@ def reassembly_kernels(logits: Tensor) -> Tensor:
 
 
 def carafe(features: Tensor, kernels: Tensor, scale: int = 1) -> Tensor:
-    """Reassembles every output pixel from the neighbourhood of the pixel it lies in, with a kernel of its own.
+    """Reassemble every output pixel from the neighborhood of the pixel it lies in, with a kernel of its own.
 
-    features: (batch, channels, height, width), taken as zero outside; kernels: (batch, height * scale, width * scale,
-    size ** 2). Returns (batch, channels, height * scale, width * scale), channels last in memory.
+    Args:
+        features: (batch, channels, height, width), taken as zero outside.
+        kernels: (batch, height * scale, width * scale, size ** 2).
+        scale: Output pixels per pixel of `features`, along a side.
+
+    Returns:
+        (batch, channels, height * scale, width * scale), channels last in memory.
     """
     if is_recorded(features):
         return FeatureGradient.apply(reassemble(features.detach(), kernels, scale), features, kernels, scale)
@@ -190,7 +209,7 @@ def carafe(features: Tensor, kernels: Tensor, scale: int = 1) -> Tensor:
 class FeatureGradient(torch.autograd.Function):
     """The output of a reassembly of detached features, as it is, with its gradient for the features.
 
-    `embedding_bag` has one of its own, which sorts the indices of all neighbourhoods: half of the operator's time. The
+    `embedding_bag` has one of its own, which sorts the indices of all neighborhoods: half of the operator's time. The
     gradient for the kernels is the output's own, unless it is recorded: then it depends on the features too.
     """
 
@@ -198,15 +217,18 @@ class FeatureGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, features: Tensor, kernels: Tensor, scale: int) -> Tensor:
+        """Return `output`, which has been computed of detached `features`."""
         return output.view_as(output)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        """Keep what the gradient is computed of."""
         _, features, kernels, ctx.scale = inputs
         ctx.save_for_backward(features, kernels)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+        """Return the gradients of `output`, `features` and, if it is to be differentiated again, `kernels`."""
         features, kernels = ctx.saved_tensors
         feature_gradient = distribute(gradient, kernels, ctx.scale)
         if not torch.is_grad_enabled():
@@ -217,7 +239,7 @@ class FeatureGradient(torch.autograd.Function):
 
 
 def reassemble(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
-    """[`carafe`], differentiated operator by operator."""
+    """Do what [`carafe`] does, differentiated operator by operator."""
     batch, channels, *low_size = features.shape
     height, width = (scale * length for length in low_size)
     rows, indices = neighborhoods(features, int(kernels.shape[-1] ** 0.5), scale)
@@ -226,15 +248,18 @@ def reassemble(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
 
 
 def neighborhoods(features: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:
-    """The pixels of features and of a margin of zeros, as rows (pixels, channels), and which of them every output
-    pixel is made of: (batch * height * scale * width * scale, size ** 2)."""
+    """Return the pixels of features, and which of them every output pixel is made of.
+
+    Rows (pixels, channels), a margin of zeros among them, and indices (batch * height * scale * width * scale, size **
+    2).
+    """
     rows, padded_size = pad_to_rows(features, size // 2)
-    corners = (torch.arange(scale * length, device=features.device) // scale for length in features.shape[2:])
-    return rows, window_indices(*corners, size, features.shape[0], padded_size)
+    top, left = (torch.arange(scale * length, device=features.device) // scale for length in features.shape[2:])
+    return rows, window_indices(top, left, size, features.shape[0], padded_size)
 
 
 def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
-    """The transpose of [`reassemble`]: to every pixel of the features, what it has given to each output pixel.
+    """Return the transpose of [`reassemble`]: to every pixel of the features, what it has given to each output pixel.
 
     Those are the output pixels in a window around it, with the kernels of all of them: again a weighted gather.
     """
@@ -243,8 +268,8 @@ def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
     height, width = (length // scale for length in high_size)
     margin = scale * (size // 2)
     rows, padded_size = pad_to_rows(x, margin)
-    corners = (torch.arange(length, device=x.device) * scale for length in (height, width))
-    indices = window_indices(*corners, size * scale, batch, padded_size)
+    top, left = (torch.arange(length, device=x.device) * scale for length in (height, width))
+    indices = window_indices(top, left, size * scale, batch, padded_size)
     # Seen from an output pixel the features lie the other way: what is first in a window is last in the kernel.
     place = size - 1 - torch.arange(size * scale, device=x.device) // scale
     place = (place[:, None] * size + place).flatten()
@@ -256,11 +281,14 @@ def distribute(x: Tensor, kernels: Tensor, scale: int) -> Tensor:
 def pad_to_rows(x: Tensor, margin: int) -> tuple[Tensor, tuple[int, int]]:
     """(batch, channels, height, width) with zeros around it, as rows (pixels, channels), and its height and width."""
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin))  # width, then height
-    return padded.reshape(-1, x.shape[1]), tuple(padded.shape[1:3])
+    return padded.reshape(-1, x.shape[1]), (padded.shape[1], padded.shape[2])
 
 
 def window_indices(top: Tensor, left: Tensor, size: int, batch: int, map_size: tuple[int, int]) -> Tensor:
-    """Which rows of `batch` maps the windows with these corners hold: (batch * len(top) * len(left), size ** 2)."""
+    """Return which rows of `batch` maps the windows with these corners hold.
+
+    Indices (batch * len(top) * len(left), size ** 2).
+    """
     height, width = map_size
     side = torch.arange(size, device=top.device)
     corner = (top[:, None] * width + left).flatten()

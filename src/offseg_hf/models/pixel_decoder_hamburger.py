@@ -1,13 +1,13 @@
-"""The Hamburger pixel decoder of SegNeXt: global context by factorising the feature map into a few bases.
+"""The Hamburger pixel decoder of SegNeXt: global context by factorizing the feature map into a few bases.
 
 Papers: "Is Attention Better Than Matrix Decomposition?" (https://arxiv.org/abs/2109.04553) and SegNeXt
 (https://arxiv.org/abs/2209.08575). Source: HVision-NKU/OffSeg @ 1414f6d,
-mmseg/models/decode_heads/ham_head_offset_learning.py. Changed here: the bases that a factorisation starts from are
+mmseg/models/decode_heads/ham_head_offset_learning.py. Changed here: the bases that a factorization starts from are
 fixed, where the official code draws them anew at every call; and at inference maps may be squeezed before they are
 upsampled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -22,7 +22,13 @@ class HamburgerPixelDecoder(nn.Module):
     """Fuses the encoder's last feature maps at the resolution of the first of them, and gives them global context."""
 
     def __init__(
-        self, in_channels: list[int], out_channels: int, num_bases: int, train_steps: int, eval_steps: int, seed: int
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_bases: int,
+        train_steps: int,
+        eval_steps: int,
+        seed: int,
     ):
         super().__init__()
         norm = partial(nn.GroupNorm, 32)
@@ -33,8 +39,11 @@ class HamburgerPixelDecoder(nn.Module):
         self.num_maps = len(in_channels)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        """Feature maps, the last of which have `in_channels` -> (batch, out_channels, height, width) of the first of
-        those that are used."""
+        """Fuse feature maps, the last of which have `in_channels`.
+
+        Returns:
+            (batch, out_channels, height, width) of the first of those that are used.
+        """
         x = self.squeeze(feature_maps[-self.num_maps :]).relu()
         return self.output_conv(self.hamburger(x)).relu()
 
@@ -42,17 +51,18 @@ class HamburgerPixelDecoder(nn.Module):
 class Squeeze(ConvNorm):
     """Brings feature maps to the size of the first, and all of them together to `out_channels`."""
 
-    def __init__(self, in_channels: list[int], out_channels: int, norm: Callable[[int], nn.Module]):
+    def __init__(self, in_channels: Sequence[int], out_channels: int, norm: Callable[[int], nn.Module]):
         super().__init__(sum(in_channels), out_channels, bias=False, norm=norm)
         self.in_channels = list(in_channels)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        """Map (batch, in_channels[i], ...) each to one map (batch, out_channels, ...) of the first one's size."""
         size = feature_maps[0].shape[-2:]
         upsampled = [F.interpolate(x, size=size, mode="bilinear") for x in feature_maps[1:]]
         return super().forward(torch.cat([feature_maps[0], *upsampled], dim=1))
 
     def fused(self) -> nn.Module:
-        """The same with each part of the convolution done where its map is still small."""
+        """Return the same with each part of the convolution done where its map is still small."""
         return FusedSqueeze(self)
 
 
@@ -67,6 +77,7 @@ class FusedSqueeze(nn.Module):
         self.norm = squeeze.norm
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        """Do what [`Squeeze`] does."""
         first, *others = (F.conv2d(x, weight) for x, weight in zip(feature_maps, self.weights))
         for other in others:
             first += F.interpolate(other, size=first.shape[-2:], mode="bilinear")
@@ -83,6 +94,7 @@ class Hamburger(nn.Module):
         self.out_proj = ConvNorm(channels, channels, bias=False, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to the same shape."""
         low_rank = self.factorization(self.in_proj(x).relu())
         return (x + self.out_proj(low_rank)).relu_()
 
@@ -95,6 +107,7 @@ class NonNegativeMatrixFactorization(nn.Module):
     """
 
     epsilon = 1e-6
+    bases: Tensor
 
     def __init__(self, channels: int, num_bases: int, train_steps: int, eval_steps: int, seed: int):
         super().__init__()
@@ -111,10 +124,11 @@ class NonNegativeMatrixFactorization(nn.Module):
         return F.normalize(torch.rand(self.shape, generator=generator, dtype=torch.float32, device="cpu"), dim=1)
 
     def reset_bases(self) -> None:
+        """Draw the bases again, where they are."""
         self.bases = self.initial_bases().to(self.bases.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Moves the bases, but never casts them: half precision would change them for good.
+        """Move the bases, but never casts them: half precision would change them for good.
 
         Of all that moves or casts a model (`to`, `half`, `cuda`, ...) this alone is called of the modules inside.
         """
@@ -123,7 +137,7 @@ class NonNegativeMatrixFactorization(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (batch, channels, height, width) -> their approximations of rank `num_bases`."""
+        """Map (batch, channels, height, width) -> their approximations of rank `num_bases`."""
         # At least float32, under autocast too: sums over thousands of pixels overflow float16, and from step to step
         # the rounding of bfloat16 would pile up.
         with without_autocast(x.device.type):
@@ -142,10 +156,10 @@ class NonNegativeMatrixFactorization(nn.Module):
         return bases @ coefficients.transpose(1, 2)
 
     def update(self, factor: Tensor, product: Tensor, other: Tensor) -> Tensor:
-        """A `factor` (batch, n, bases) with which `factor @ other.T` is closer to `product` (batch, n, m)."""
+        """Return a `factor` (batch, n, bases) with which `factor @ other.T` is closer to `product` (batch, n, m)."""
         return factor * (product @ other) / (factor @ (other.transpose(1, 2) @ other) + self.epsilon)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """Switches autocast off; where it is off, nothing of this gets into an exported graph."""
+    """Switch autocast off; where it is off, nothing of this gets into an exported graph."""
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()

@@ -16,7 +16,7 @@ MIN_LEGEND_WIDTH = 300  # pixels: the width of three short entries, which photos
 
 
 def palette_for(names: Sequence[str]) -> Palette:
-    """The palette of the label set with exactly these class names, else colours spread over hue and lightness."""
+    """Return the palette of the label set with these class names, else colors spread over hue and lightness."""
     for labels in (*LABEL_SETS.values(), SCENE_LABELS):
         if labels.names == tuple(names):
             return labels.palette
@@ -24,46 +24,51 @@ def palette_for(names: Sequence[str]) -> Palette:
 
 
 def class_shares(label_map: np.ndarray, num_classes: int) -> list[tuple[int, int, float]]:
-    """(class id, pixels, share of the image in 0..1) of every class present, largest first; other ids are left out."""
+    """Return (class id, pixels, share of the image in 0..1) of every class present, largest first; no other ids."""
     pixels = np.bincount(label_map[(label_map >= 0) & (label_map < num_classes)], minlength=num_classes)
     present = sorted(np.flatnonzero(pixels), key=lambda index: (-pixels[index], index))
     return [(int(index), int(pixels[index]), float(pixels[index] / label_map.size)) for index in present]
 
 
 def label_image(label_map: np.ndarray, palette: Palette) -> Image.Image:
-    """The label map as an image whose pixel values are the class ids; `numpy.asarray` gives them back.
+    """Return the label map as an image whose pixel values are the class ids; `numpy.asarray` gives them back.
 
-    Up to 256 classes it is a paletted image (mode P), shown in the colours of the classes; beyond, 16-bit gray.
+    Up to 256 classes it is a paletted image (mode P), shown in the colors of the classes; beyond, 16-bit gray.
     """
     if len(palette) > 256:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8))
-    image.putpalette([channel for colour in palette for channel in colour])
+    image.putpalette([channel for color in palette for channel in color])
     return image
 
 
 def draw_overlay(
     photo: Image.Image, label_map: np.ndarray, names: Sequence[str], palette: Palette, opacity: float = 0.6
 ) -> Image.Image:
-    """The photo under its label map, with the classes present, largest first, and their shares in a legend below.
+    """Draw a photo under its label map, with the classes present and their shares in a legend below.
 
-    photo: of the label map's size.
-    label_map: (height, width) class ids; where it has another id, the photo stays as it is.
-    opacity: of the classes' colours, in 0..1.
+    Args:
+        photo: Of the label map's size.
+        label_map: Class ids (height, width); where it has another id, the photo stays as it is.
+        names: Of the classes.
+        palette: Colors of the classes.
+        opacity: Of the colors, in 0..1.
+
+    Raises:
+        ValueError: for a photo of another size.
     """
     height, width = label_map.shape
     if photo.size != (width, height):
         raise ValueError(f"the label map is {width}x{height}, but the photo {photo.width}x{photo.height}")
     rgb = np.asarray(photo.convert("RGB"), dtype=np.float32)
-    colours = np.asarray(palette, dtype=np.float32)
-    known = (label_map >= 0) & (label_map < len(colours))
+    colors = np.asarray(palette, dtype=np.float32)
+    known = (label_map >= 0) & (label_map < len(colors))
     blended = rgb.copy()
-    blended[known] += opacity * (colours[label_map[known]] - rgb[known])
+    blended[known] += opacity * (colors[label_map[known]] - rgb[known])
     overlay = Image.fromarray(blended.round().astype(np.uint8))
 
     entries = [
-        (names[index], _percent(share), tuple(palette[index]))
-        for index, _, share in class_shares(label_map, len(names))
+        (names[index], _percent(share), palette[index]) for index, _, share in class_shares(label_map, len(names))
     ]
     legend = draw_legend(entries, width=max(width, MIN_LEGEND_WIDTH), font_size=_font_size(width, height))
     canvas = Image.new("RGB", (legend.width, height + legend.height), BACKGROUND)
@@ -73,7 +78,7 @@ def draw_overlay(
 
 
 def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width: int, font_size: int) -> Image.Image:
-    """A table of (name, share, colour), read down the columns; wider than `width` pixels if an entry needs it."""
+    """Draw a table of (name, share, color), read down the columns; wider than `width` if an entry needs it."""
     font = ImageFont.load_default(font_size)
     gap = max(font_size // 2, 2)
     line = round(font_size * 1.5)
@@ -89,12 +94,12 @@ def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width:
 
     legend = Image.new("RGB", (width, rows * line + 2 * gap), BACKGROUND)
     draw = ImageDraw.Draw(legend)
-    for position, (name, share, colour) in enumerate(entries):
+    for position, (name, share, color) in enumerate(entries):
         column, row = divmod(position, rows)
         left = gap + column * pitch + gap // 2
         middle = gap + row * line + line // 2
         top = middle - swatch // 2
-        draw.rounded_rectangle((left, top, left + swatch, top + swatch), radius=swatch // 5, fill=colour, outline=LINE)
+        draw.rounded_rectangle((left, top, left + swatch, top + swatch), radius=swatch // 5, fill=color, outline=LINE)
         draw.text((left + swatch + gap, middle), name, fill=TEXT, font=font, anchor="lm")
         draw.text((left + cell, middle), share, fill=FAINT_TEXT, font=font, anchor="rm")
     return legend

@@ -6,6 +6,7 @@ one entry in `from_size` of its configuration and in `sizes` here, and a file pe
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def family_of(model_type: str | None) -> Family | None:
     return next((family for family in FAMILIES.values() if family.model_type == model_type), None)
 
 
-def load_class(name: str) -> type:
+def load_class(name: str) -> Any:
     """Return a class of `offseg_hf.models`, by `module.class`."""
     module, _, class_name = name.partition(".")
     return getattr(import_module(f"offseg_hf.models.{module}"), class_name)

@@ -49,6 +49,7 @@ class Preset:
 
     @property
     def labels(self) -> LabelSet:
+        """The label set."""
         return LABEL_SETS[self.label_set]
 
     def config(self, **overrides: Any) -> PreTrainedConfig:
@@ -84,7 +85,7 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def _preset_section(path: Path) -> dict[str, Any]:
-    """What a file says in its section `preset`, over what those say that it builds on."""
+    """Return what a file says in its section `preset`, over what those say that it builds on."""
     values = _values(path)
     parents = values.get("inherit", [])
     section: dict[str, Any] = {}

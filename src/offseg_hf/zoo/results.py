@@ -70,22 +70,28 @@ class ResultsTable:
     results: dict[str, Result]
 
     def of(self, preset: Preset) -> tuple[Result, DataSet]:
+        """Return the results of a preset, and its data set."""
         return self.results[preset.name], self.data_sets[preset.label_set]
 
 
 def model_cards_folder() -> Path:
-    """`model_cards`: in an installed package its own folder, in a checkout the one at the top."""
+    """Return `model_cards`: in an installed package its own folder, in a checkout the one at the top."""
     installed = Path(__file__).parents[1] / "model_cards"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "model_cards"
 
 
 @cache
 def load_results() -> ResultsTable:
+    """Return the table in `model_cards/results.yaml`."""
     return read_results(model_cards_folder() / "results.yaml")
 
 
 def read_results(path: Path) -> ResultsTable:
-    """The table in a file; raises ValueError for one that lacks a preset or a figure, or has one too many."""
+    """Return the table in a file.
+
+    Raises:
+        ValueError: for one that lacks a preset or a figure, or has one too many.
+    """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         _require_keys(values, [item.name for item in fields(ResultsTable)], "")
@@ -112,7 +118,7 @@ def _require_keys(values: Any, names: Any, prefix: str) -> None:
 
 
 def _row(kind: type, values: Any, name: str) -> Any:
-    """The dataclass of `values`, whose types its fields say."""
+    """Return the dataclass of `values`, whose types its fields say."""
     try:
         if kind is Result and "without" in values:
             values = values | {"without": _row(Baseline, values["without"], f"{name}.without")}
@@ -122,7 +128,7 @@ def _row(kind: type, values: Any, name: str) -> Any:
         raise ValueError(f"{name}: expected {expected}, got {values!r} ({error})") from None
     for item in fields(kind):
         value = getattr(row, item.name)
-        kind_of_value = get_origin(item.type) if get_origin(item.type) in (list, dict) else item.type
+        kind_of_value: Any = get_origin(item.type) if get_origin(item.type) in (list, dict) else item.type
         if not isinstance(value, kind_of_value):
             raise ValueError(f"{name}.{item.name}: expected {item.type}, got {value!r}")
     return row

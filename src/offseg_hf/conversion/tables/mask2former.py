@@ -21,7 +21,7 @@ QUERY_KEY_VALUE_OF_DECODER = (r".self_attn.q_proj.\1", r".self_attn.k_proj.\1", 
 
 
 def order_patch_merging(tensor: Tensor) -> Tensor:
-    """Puts the channels (last dimension) of 2 x 2 merged patches into transformers' order.
+    """Put the channels (last dimension) of 2 x 2 merged patches into transformers' order.
 
     The official code merges by `nn.Unfold`: channel by channel, in each row by row. transformers concatenates whole
     patches, column by column.

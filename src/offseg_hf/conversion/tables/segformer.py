@@ -12,17 +12,17 @@ from offseg_hf.conversion.tables.head import OFFSET_LEARNING, UNUSED_CLASSIFIER
 
 
 def as_linear(weight: Tensor) -> Tensor:
-    """A 1x1 convolution's weight (out, in, 1, 1) -> a linear layer's (out, in)."""
+    """Return a 1x1 convolution's weight (out, in, 1, 1) -> a linear layer's (out, in)."""
     return weight.squeeze((2, 3)) if weight.ndim == 4 else weight
 
 
 def as_conv(weight: Tensor) -> Tensor:
-    """A linear layer's weight (out, in) -> a 1x1 convolution's (out, in, 1, 1)."""
+    """Return a linear layer's weight (out, in) -> a 1x1 convolution's (out, in, 1, 1)."""
     return weight[:, :, None, None] if weight.ndim == 2 else weight
 
 
 def last_stage_last(weight: Tensor) -> Tensor:
-    """The weight (out, stages * in, 1, 1) of a layer that reads the last stage first -> of one that reads it last."""
+    """Turn a layer (out, stages * in, 1, 1) that reads the last stage first into one that reads it last."""
     return torch.cat(weight.chunk(4, dim=1)[::-1], dim=1) if weight.ndim == 4 else weight
 
 
@@ -61,7 +61,7 @@ OFFICIAL = KeyTable(
 
 # The decoder of SegFormer is linear layers per stage, without norm and activation, and reads the last stage first. Its
 # layers become convolutions, their biases those of the norms. Its classifier has no place here: its logits are not
-# normalised over classes, and as many classes need not be the same ones.
+# normalized over classes, and as many classes need not be the same ones.
 SEGFORMER = KeyTable(
     renames=(
         (r"^segformer\.encoder\.patch_embeddings\.(\d)\.", r"segformer.stages.\1.patch_embeddings."),
