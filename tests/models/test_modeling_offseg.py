@@ -94,20 +94,6 @@ def test_switches_leave_no_unused_parameters():
 
 
 @torch.no_grad()
-def test_start_without_offsets(tmp_path):
-    """The model begins as its own ablation does; what was trained is loaded as it is."""
-    model = small_model(start_without_offsets=True)
-    plain_model = small_model(use_class_offset=False, use_feature_offset=False)
-    assert not plain_model.load_state_dict(model.state_dict(), strict=False).missing_keys
-    pixel_values = images(1, 3, 64, 64)
-    assert_same_outputs(model(pixel_values).logits, plain_model(pixel_values).logits)
-    model.offset_learning.reset_parameters()
-    model.save_pretrained(tmp_path)
-    loaded = OffSegForSemanticSegmentation.from_pretrained(tmp_path)
-    assert loaded.offset_learning.class_offset_proj.weight.any()
-
-
-@torch.no_grad()
 def test_attention_bias_is_never_stale():
     """Biases follow the table through in-place changes of every kind, loading and casting."""
     model, pixel_values = small_model(), images(1, 3, 64, 96)
@@ -163,81 +149,6 @@ def test_drop_path_drops_whole_samples():
     assert_other_outputs(logits, logits[:1].expand_as(logits))
     logits = model.eval()(pixel_values).logits
     assert_same_outputs(logits, logits[:1].expand_as(logits))
-
-
-@torch.no_grad()
-def test_windows():
-    """Logits of the windows are upsampled and averaged; the loss is that of the assembled logits."""
-    model, pixel_values = small_model(), images(1, 3, 64, 100)
-    windows = torch.tensor([[[0, 0, 64, 64], [0, 36, 64, 100]]])
-    labels, image_sizes = torch.ones(1, 64, 100, dtype=torch.long), torch.tensor([[60, 100]])
-    output = model(pixel_values, windows=windows, image_sizes=image_sizes, labels=labels)
-    left, right = (
-        nn.functional.interpolate(model(pixel_values[..., a:b]).logits, size=(64, 64), mode="bilinear")
-        for a, b in ((0, 64), (36, 100))
-    )
-    expected = torch.cat([left[..., :36], (left[..., 36:] + right[..., :28]) / 2, right[..., 28:]], dim=-1)
-    assert_same_outputs((output.logits, output.loss), (expected, -expected.log_softmax(dim=1)[:, 1].mean()))
-    assert torch.equal(output.image_sizes, image_sizes)
-    with pytest.raises(ValueError, match="not both"):
-        model(pixel_values, windows=windows, output_hidden_states=True)
-    with pytest.raises(ValueError, match="pass windows too, or neither"):
-        model(pixel_values, image_sizes=image_sizes)
-
-
-@torch.no_grad()
-def test_class_weights():
-    """They multiply the loss of every pixel by its class; the mean goes over all pixels, ignored ones too."""
-    weights = [0.5, 2, 0, 1, 1, 3, 1]
-    model = small_model(semantic_loss_class_weights=weights)
-    pixel_values, labels = images(2, 3, 64, 64), torch.arange(8).repeat(2, 64, 8)
-    labels[labels == 7] = 255
-    output = model(pixel_values, labels=labels)
-    log_probabilities = nn.functional.interpolate(output.logits, size=(64, 64), mode="bilinear").log_softmax(dim=1)
-    losses = [-weight * log_probabilities[:, i][labels == i].sum() for i, weight in enumerate(weights)]
-    assert_same_outputs(output.loss, sum(losses) / labels.numel())
-    assert OffSegConfig.from_dict(model.config.to_dict()).semantic_loss_class_weights == weights
-
-
-@pytest.mark.parametrize(
-    "weights, message",
-    [
-        ([1, 1], "must be 7 numbers, one per class, or None; got 2"),
-        ([1, 1, 1, 1, 1, 1, -1], r"must be finite and 0 or more, got \[1, 1, 1, 1, 1, 1, -1\]"),
-        ([1, 1, 1, 1, 1, 1, float("nan")], "must be finite"),
-    ],
-)
-def test_wrong_class_weights(weights, message):
-    model = small_model(semantic_loss_class_weights=weights)
-    with pytest.raises(ValueError, match=message):
-        model(images(1, 3, 64, 64), labels=torch.zeros(1, 64, 64, dtype=torch.long))
-
-
-@pytest.mark.parametrize(
-    "labels, message",
-    [
-        (torch.full((1, 64, 64), 7), r"in \[0, 6\] or 255 \(ignored\), got 4096 pixels with other values, such as 7"),
-        (torch.full((1, 64, 64), -1), "got 4096 pixels with other values, such as -1"),
-        (torch.zeros(1, 32, 32, dtype=torch.long), r"\(1, 64, 64\), got \(1, 32, 32\)"),
-        (torch.zeros(1, 64, 64), "must be integers"),
-    ],
-    ids=["too-large", "negative", "another-size", "floats"],
-)
-def test_wrong_labels(labels, message):
-    with pytest.raises(ValueError, match=message):
-        small_model()(images(1, 3, 64, 64), labels=labels)
-
-
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64)])
-def test_wrong_images(shape):
-    with pytest.raises(ValueError, match=r"must have the shape \(batch, 3, height, width\), got"):
-        small_model()(images(*shape))
-
-
-def test_fused_cannot_be_saved(tmp_path):
-    with pytest.raises(ValueError, match="save the model it was made of"):
-        small_model().fuse().save_pretrained(tmp_path)
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from offseg_hf import (
     OffSegImageProcessor,
 )
 from tests.comparison import assert_same_outputs, sure_pixels
-from tests.models.test_round_trip import ENCODER, OFFSEG
 from tests.processes import run_python
+from tests.tiny import EFFICIENTFORMER, NAMES, OFFSEG
 
 
 SCRIPT = """
@@ -70,9 +70,9 @@ with torch.no_grad():
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    model = OffSegForSemanticSegmentation(OffSegConfig(**OFFSEG, layer_scale_init_value=0.5)).eval()
+    model = OffSegForSemanticSegmentation(OffSegConfig(**OFFSEG, **NAMES, layer_scale_init_value=0.5)).eval()
     backbone = EfficientFormerV2Backbone(
-        EfficientFormerV2Config(**ENCODER, layer_scale_init_value=0.5, out_features=["stage2", "stage4"])
+        EfficientFormerV2Config(**EFFICIENTFORMER, layer_scale_init_value=0.5, out_features=["stage2", "stage4"])
     ).eval()
     processor = OffSegImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}, window_size=64, window_stride=48)
     return model, backbone, processor

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offseg_hf.models import modeling_utils
 from offseg_hf.models.image_operations import sliding_windows
 from offseg_hf.models.modeling_utils import sliding_window_logits
 from tests.comparison import assert_same_outputs
@@ -139,18 +138,17 @@ def test_windows_of_equal_shape_run_together():
     assert predict.calls == [(2, 3, 512, 512)]
 
 
-def test_batches_are_bounded(monkeypatch):
-    monkeypatch.setattr(modeling_utils, "MAX_PIXELS_PER_FORWARD", 3 * 24 * 24 + 1)
+def test_batches_are_bounded():
     predict = Predict()
     pixel_values = images(2, 3, 24, 78)
     windows = sliding_windows(24, 78, 24, 18).expand(2, -1, -1)  # 2 images with 4 windows each
-    logits = sliding_window_logits(predict, pixel_values, windows, NUM_LABELS)
+    logits = sliding_window_logits(predict, pixel_values, windows, NUM_LABELS, max_pixels=3 * 24 * 24 + 1)
     assert predict.calls == [(3, 3, 24, 24), (3, 3, 24, 24), (2, 3, 24, 24)]
     assert_same_outputs(logits, official_logits(Predict(), pixel_values, windows.tolist(), NUM_LABELS))
 
-    monkeypatch.setattr(modeling_utils, "MAX_PIXELS_PER_FORWARD", 1)  # a window is always run, however large
-    predict = Predict()
-    assert_same_outputs(sliding_window_logits(predict, pixel_values, windows, NUM_LABELS), logits)
+    predict = Predict()  # a window is always run, however large
+    one_by_one = sliding_window_logits(predict, pixel_values, windows, NUM_LABELS, max_pixels=1)
+    assert_same_outputs(one_by_one, logits)
     assert predict.calls == [(1, 3, 24, 24)] * 8
 
 

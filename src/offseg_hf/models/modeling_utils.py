@@ -199,7 +199,11 @@ class SemanticSegmentationMixin(OffsetModelMixin):
 
 
 def sliding_window_logits(
-    predict: Callable[[Tensor], Tensor], pixel_values: Tensor, windows: Tensor, num_labels: int
+    predict: Callable[[Tensor], Tensor],
+    pixel_values: Tensor,
+    windows: Tensor,
+    num_labels: int,
+    max_pixels: int = MAX_PIXELS_PER_FORWARD,
 ) -> Tensor:
     """Return the logits of images, averaged over the windows that see a pixel: (batch, num_labels, height, width).
 
@@ -212,6 +216,7 @@ def sliding_window_logits(
         windows: Integers (batch, num_windows, 4), boxes (top, left, bottom, right) in pixels. Boxes of zeros are
             padding, for images with fewer windows, and are skipped. Pixels under no window get logits of 0.
         num_labels: How many logits `predict` gives.
+        max_pixels: Of the windows that are predicted together; a window alone may have more.
 
     Raises:
         ValueError: for boxes that are not inside the image.
@@ -223,7 +228,7 @@ def sliding_window_logits(
     count = pixel_values.new_zeros((batch, 1, height, width), dtype=dtype)
 
     for shape, boxes in boxes_by_shape.items():
-        batch_size = max(1, MAX_PIXELS_PER_FORWARD // (shape[0] * shape[1]))
+        batch_size = max(1, max_pixels // (shape[0] * shape[1]))
         for start in range(0, len(boxes), batch_size):
             chunk = boxes[start : start + batch_size]
             crops = torch.stack([pixel_values[index][:, rows, columns] for index, rows, columns in chunk])
