@@ -46,7 +46,6 @@ def test_gmacs_of_the_others(name):
 def test_figures_fit_the_preset(name):
     """The paper has our parameters, one figure for all data sets; what it says of training is what the recipe does."""
     preset, recipe = PRESETS[name], load_recipe(name)
-    family = FAMILIES[preset.family]
     result, data_set = load_results().of(preset)
     assert abs(result.parameters - preset.num_parameters / 1e6) < 0.15
     if result.without is not None:
@@ -58,7 +57,7 @@ def test_figures_fit_the_preset(name):
     assert data_set.batch_size == recipe.training.batch_size
     assert [data_set.crop_size] * 2 == list(recipe.augmentation.crop_size)
     pretrained = recipe.model.pretrained
-    assert family.base_models.get(preset.size) == (None if pretrained.endswith(".pth") else pretrained)
+    assert preset.base_model == (None if pretrained.endswith(".pth") else pretrained)
 
 
 def test_what_is_said_to_be_compared_has_goldens():

@@ -30,7 +30,6 @@ def official_card_files(preset: Preset, repository: str) -> dict[str, str]:
     family = FAMILIES[preset.family]
     result, data_set = table.of(preset)
     config = preset.config()
-    base_model = family.base_models.get(preset.size)
     values = {
         "official": True,
         "title": family.title.format(size=preset.size.title()) + f", {preset.labels.title}",
@@ -40,15 +39,15 @@ def official_card_files(preset: Preset, repository: str) -> dict[str, str]:
         "family": family,
         "data_set": data_set,
         "data_title": preset.labels.title,
-        "base_model": base_model,
+        "base_model": preset.base_model,
         "num_parameters": preset.num_parameters,
         "image_size": "x".join(map(str, data_set.image_size)),
         "protocol": _protocol(preset),
         "classes": preset.labels.names,
     }
     data = ModelCardData(
-        base_model=base_model,
-        base_model_relation="finetune" if base_model else None,
+        base_model=preset.base_model,
+        base_model_relation="finetune" if preset.base_model else None,
         datasets=[data_set.hub_id] if data_set.hub_id else None,
         license="other",
         license_name=LICENSE_NAME,

@@ -4,7 +4,7 @@ Adding a family is a row here, its modules in `models/` and its table of keys in
 one entry in `from_size` of its configuration and in `sizes` here, and a file per data set in `configs/`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -44,7 +44,6 @@ class Family:
         architecture: in words.
         table: the table of the paper with its results.
         compared: which outputs of the official code the tests compare with.
-        base_models: the ImageNet weights on the Hub that training starts from, by size; none where the Hub has none.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Family:
     compared: str
     encoder: Encoder | None = None
     encoder_of_model: str | None = None
-    base_models: dict[str, str] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {
@@ -88,11 +86,6 @@ FAMILIES: dict[str, Family] = {
             architecture="an EfficientFormerV2 encoder, a FreqFusion pixel decoder and offset learning",
             table=2,
             compared="features, logits and label maps of OffSeg-T and OffSeg-B, and loss and gradients of OffSeg-T",
-            base_models={
-                "t": "timm/efficientformerv2_s1.snap_dist_in1k",
-                "b": "timm/efficientformerv2_s2.snap_dist_in1k",
-                "l": "timm/efficientformerv2_l.snap_dist_in1k",
-            },
         ),
         Family(
             name="segformer",
@@ -111,7 +104,6 @@ FAMILIES: dict[str, Family] = {
                 "features, logits and label maps of SegFormer-B0 and SegFormer-B2, and loss and gradients of "
                 "SegFormer-B0"
             ),
-            base_models={size: f"nvidia/mit-{size}" for size in ("b0", "b1", "b2", "b3", "b4", "b5")},
         ),
         Family(
             name="segnext",
@@ -150,7 +142,6 @@ FAMILIES: dict[str, Family] = {
             architecture="a Mask2Former in which offset learning aligns masks and pixels",
             table=5,
             compared="features, queries, masks and label maps of this model",
-            base_models={"swin-t": "microsoft/swin-tiny-patch4-window7-224"},
         ),
     )
 }

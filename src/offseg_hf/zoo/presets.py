@@ -35,6 +35,7 @@ class Preset:
             tested at once.
         size_divisor: what the sides of the image are padded to multiples of, before it is cut.
         num_parameters: of the official model, without its unused `conv_seg`.
+        base_model: the repository of ImageNet weights that training starts from; None where the Hub has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Preset:
     window: int | None = None
     stride: int | None = None
     size_divisor: int | None = None
+    base_model: str | None = None
 
     @property
     def labels(self) -> LabelSet:
@@ -84,14 +86,14 @@ def _values(path: Path) -> dict[str, Any]:
     return parse_yaml(path.read_text(encoding="utf-8"))
 
 
-def _preset_section(path: Path) -> dict[str, Any]:
-    """Return what a file says in its section `preset`, over what those say that it builds on."""
+def _section(path: Path, name: str) -> dict[str, Any]:
+    """Return what a file says in the section `name`, over what those say that it builds on."""
     values = _values(path)
     parents = values.get("inherit", [])
     section: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
-        section |= _preset_section(path.parent / parent)
-    return section | values.get("preset", {})
+        section |= _section(path.parent / parent, name)
+    return section | values.get(name, {})
 
 
 def read_presets(folder: Path) -> dict[str, Preset]:
@@ -102,8 +104,10 @@ def read_presets(folder: Path) -> dict[str, Preset]:
     presets = []
     for path in folder.glob("*.yaml"):
         if "preset" in _values(path):
-            section = _preset_section(path)
-            presets.append(Preset(name=path.stem, **section | {"scale": tuple(section["scale"])}))
+            section, start = _section(path, "preset"), _section(path, "model").get("pretrained")
+            section["scale"] = tuple(section["scale"])
+            is_file = start is None or start.startswith(".")
+            presets.append(Preset(name=path.stem, base_model=None if is_file else start, **section))
     families, label_sets = list(FAMILIES), list(LABEL_SETS)
 
     def place(preset: Preset) -> tuple[int, int, int]:
