@@ -325,7 +325,7 @@ def _items(contents: object) -> list[tuple[str, object]]:
 
 
 def _has_weights(value: object, depth: int) -> bool:
-    """Whether there are named tensors in it; the state of an optimizer has numbers for names."""
+    """Return whether there are named tensors in it; the state of an optimizer has numbers for names."""
     items = _items(value)
     has_tensors = any(isinstance(part, TensorView) for _, part in items)
     return has_tensors or (depth > 0 and any(_has_weights(part, depth - 1) for _, part in items))
@@ -344,7 +344,7 @@ def _chosen(keys: list[str]) -> str:
 
 
 def _class_names(contents: object) -> tuple[str, ...] | None:
-    """As mmengine writes them (`meta.dataset_meta.classes`), and mmcv before it (`meta.CLASSES`)."""
+    """Return them as mmengine writes them (`meta.dataset_meta.classes`), and mmcv before it (`meta.CLASSES`)."""
     meta = contents.get("meta") if isinstance(contents, dict) else None
     for facts in (meta.get("dataset_meta"), meta) if isinstance(meta, dict) else ():
         if isinstance(facts, dict):

@@ -71,15 +71,15 @@ def convert_checkpoint(
             number of classes or names that the weights do not have.
         OSError: for an output that exists or cannot be written.
     """
-    recipe = get_preset(preset)
+    chosen = get_preset(preset)
     with new_folder(output, overwrite=overwrite) as folder:
         file = open_checkpoint(checkpoint)
-        names = _choose_names(recipe, file, str(checkpoint), num_labels, names)
-        model, fitted = load_official_weights(recipe, file.weights, str(checkpoint), names)
+        names = _choose_names(chosen, file, str(checkpoint), num_labels, names)
+        model, fitted = load_official_weights(chosen, file.weights, str(checkpoint), names)
         model.save_pretrained(folder)
         # Which values the masks of other data have, nobody knows here: data sets of this package have ids already.
-        own = {} if names == recipe.labels.names else {"do_reduce_labels": False}
-        recipe.image_processor(**own).save_pretrained(folder)
+        own = {} if names == chosen.labels.names else {"do_reduce_labels": False}
+        chosen.image_processor(**own).save_pretrained(folder)
     return ConversionReport(
         len(fitted.used), fitted.dropped, Path(output), model.num_parameters(), names, file.left_aside
     )
@@ -155,7 +155,7 @@ def _refuse_own(weights: Mapping[str, Tensor], source: str) -> None:
 
 
 def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether names mean the same classes: case and punctuation are no difference, nor a few synonyms."""
+    """Return whether names mean the same classes: case and punctuation are no difference, nor a few synonyms."""
     plain = [["".join(filter(str.isalnum, name.casefold())) for name in each] for each in (names, others)]
     agreeing = sum(name == other for name, other in zip(*plain))
     return len(names) == len(others) and 2 * agreeing >= len(names)

@@ -98,11 +98,11 @@ class Fit:
         return len(self.missing) + len(self.left_over) + len(self.misshaped)
 
     def counts(self) -> str:
-        """How many keys of each kind do not fit."""
+        """Say how many keys of each kind do not fit."""
         return ", ".join(f"{len(keys)} {kind}" for kind, keys in self._kinds())
 
     def problems(self) -> str:
-        """In one line, how many keys of each kind do not fit, and the first of them."""
+        """Say in one line how many keys of each kind do not fit, and the first of them."""
         return "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in self._kinds())
 
     def _kinds(self) -> list[tuple[str, list[str]]]:
@@ -114,7 +114,7 @@ OWN_TABLE = KeyTable(renames=())
 
 
 def has_own_names(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor] | None = None) -> bool:
-    """Whether weights are named as this package names them, so that no table of another's names is for them.
+    """Return whether weights are named as this package names them, so that no table of another's names is for them.
 
     This is asked once, before any table: most of them change what has our names already.
     ours: the state dict of a model, all of whose names count as ours too; an encoder alone has no others.
@@ -149,7 +149,7 @@ def fit_any(weights: Mapping[str, Tensor], table: KeyTable, ours: Mapping[str, T
 
 
 def other_num_classes(fitted: Fit, ours: Mapping[str, Tensor], num_labels: int) -> int | None:
-    """How many classes weights are of, if that is all that distinguishes their shapes from those of `ours`.
+    """Return how many classes weights are of, if that is all that distinguishes their shapes from those of `ours`.
 
     ours: the state dict of a model of `num_labels` classes, whose tensors have a dimension for them, or one for them
         and for none of them. None if nothing differs, or anything else does.

@@ -41,13 +41,18 @@ class PretrainedReport:
 def load_pretrained(model: PreTrainedModel, source: str | Path, revision: str | None = None) -> PretrainedReport:
     """Load published weights into `model`, in place: those of its encoder, and of what else the source has of it.
 
-    source: a checkpoint file, a folder with `model.safetensors` or `pytorch_model.bin`, or a repository on the Hub.
-    revision: branch, tag or commit on the Hub.
-
     Which forms are known for which model: `offseg_hf.conversion.tables`; beside them a checkpoint of the official
     code, and a model of this package, whose tensors are taken as they are. Of these two what has another number of
-    classes keeps its values. What the source lacks keeps its values too, and the report names all of it. Raises
-    ValueError if the weights are of another kind or size, and OSError if there is no `source`.
+    classes keeps its values. What the source lacks keeps its values too, and the report names all of it.
+
+    Args:
+        model: Of this package.
+        source: A checkpoint file, a folder with `model.safetensors` or `pytorch_model.bin`, or a repository.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: if the weights are of another kind or size.
+        OSError: if there is no `source`.
     """
     weights = read_checkpoint(_locate(source, revision))
     name, fitted, initial = _fit(weights, model, source)
@@ -137,7 +142,7 @@ def _fit(weights: Mapping[str, Tensor], model: PreTrainedModel, source: str | Pa
 
 
 def _fit_own(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor], num_labels: int) -> tuple[Fit, list[str]]:
-    """Weights under our names, as they are; a whole part (encoder, decoder) that only one side has is left out."""
+    """Fit weights under our names, as they are; a whole part (encoder, decoder) that only one side has is left out."""
     fitted = fit(weights, OWN_TABLE, ours)
     theirs, own = ({name.partition(".")[0] for name in names} for names in (weights, ours))
     fitted.dropped += [name for name in fitted.left_over if name.partition(".")[0] not in own]

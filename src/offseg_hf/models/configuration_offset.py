@@ -69,7 +69,7 @@ class OffsetConfigMixin(AnyBase):
 
     @classmethod
     def from_dict(cls, config_dict: dict, return_unused_kwargs: bool = False, **kwargs):
-        """As every configuration's; of `kwargs` that are no fields, those that nearly are one are refused."""
+        """Make one of saved fields; of `kwargs` that are no fields, those that nearly are one are refused."""
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         if return_unused_kwargs:
             return config, unused

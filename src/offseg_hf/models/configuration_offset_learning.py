@@ -101,7 +101,7 @@ def take_attention_of_base(config: OffsetLearningConfig) -> None:
 
 
 def _attention_implementations(config: PreTrainedConfig) -> dict:
-    """As transformers takes them for nested configurations: one's own under "", those below under their names."""
+    """Return them as transformers takes those of nested configurations: one's own under "", others by name."""
     nested = {name: getattr(config, name) for name in config.sub_configs}
     below = {name: _attention_implementations(value) for name, value in nested.items() if value is not None}
     return {"": config._attn_implementation, **below}

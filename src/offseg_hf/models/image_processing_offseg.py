@@ -427,7 +427,7 @@ class OffSegImageProcessor(PilBackend):
 def checked_target_sizes(
     target_sizes: list[tuple[int, int]] | Tensor | None, num_images: int
 ) -> list[tuple[int, int]] | None:
-    """(height, width) per image, as integers; raises ValueError for anything else."""
+    """Return (height, width) per image, as integers; raises ValueError for anything else."""
     if target_sizes is None:
         return None
     given = target_sizes.tolist() if isinstance(target_sizes, Tensor | np.ndarray) else list(target_sizes)

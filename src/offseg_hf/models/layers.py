@@ -234,7 +234,7 @@ def weighted_gather(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
 
 
 def is_recorded(*tensors: Tensor) -> bool:
-    """Whether eager autograd wants the gradient for one of these; a compiler takes what it is given apart itself."""
+    """Return whether eager autograd wants the gradient for one of these; a compiler takes graphs apart itself."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return any(tensor.requires_grad for tensor in tensors)

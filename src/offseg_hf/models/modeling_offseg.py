@@ -38,7 +38,7 @@ class OffSegPreTrainedModel(OffsetModelMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As in the official code; parents come after their children and overrule them."""
+        """Initialize a module as the official code does; parents come after their children and overrule them."""
         std = self.config.initializer_range
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)

@@ -31,7 +31,7 @@ class OffsetSegformerPreTrainedModel(OffsetModelMixin, SegformerPreTrainedModel)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As in the official code; the model itself comes last and overrules the encoder's own initialization."""
+        """Initialize a module as the official code does; the model comes last and overrules the encoder's own way."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):

@@ -33,7 +33,7 @@ class OffsetSegNextPreTrainedModel(OffsetModelMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As in the official code; parents come after their children and overrule them."""
+        """Initialize a module as the official code does; parents come after their children and overrule them."""
         if isinstance(module, nn.Conv2d):
             fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
             init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
