@@ -13,6 +13,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.hub.training_card import STATE_FILE
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.state import Progress
 from offseg_hf.utils.files import finish_replacing, replacing
 from offseg_hf.utils.hub_errors import one_line
 from offseg_hf.utils.yaml_files import flat
@@ -47,6 +49,27 @@ FREE_TO_CHANGE = {
 FREE_SECTION = "model.image_processor."
 # What scores are measured by: with another of these they are not comparable.
 OF_SCORES = ("data.validation_split", FREE_SECTION)
+
+
+@dataclass
+class LastCheckpoint:
+    """Record where the newest checkpoint is that a training would go on from, if any, and how far it was there."""
+
+    folder: Path | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint that a training goes on from, and the state in it."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        """How far it is."""
+        return self.state["progress"]["iteration"]
 
 
 def save_checkpoint(

@@ -40,6 +40,7 @@ SUPERSEDED = {
     "augmentation.scale": ("augmentation.shortest_edges", "augmentation.longest_edge"),
     "augmentation.shortest_edges": ("augmentation.scale", "augmentation.ratio_range"),
 }
+Precision = Literal["no", "fp16", "bf16"]
 OF_THE_DATA = ("id2label", "label2id", "num_labels", "semantic_loss_ignore_index", "loss_ignore_index")
 
 
@@ -176,7 +177,7 @@ class TrainingRecipe:
     checkpoint_interval: int
     log_interval: int = 50
     device_batch_size: int | None = None
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    mixed_precision: Precision | None = None
     ema_decay: float | None = None
     seed: int = 0
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
