@@ -34,19 +34,24 @@ BLOCK_PIXELS = 1 << 15
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTransform:
-    """What makes a training sample of an image and its label map; a call draws everything random from its generator.
+    """Make a training sample of an image and its label map; a call draws everything random from its generator.
 
-    crop_size: (height, width) of the samples.
-    scale, ratio_range: resize to the largest size of the same aspect ratio within `scale`, both edges times a ratio
-        drawn from the range. The long and the short edge count, not width and height (mmcv's RandomResize).
-    shortest_edges, longest_edge: instead of `scale`, resize the short edge to one of these, the long edge to at most
-        `longest_edge` (mmseg's RandomChoiceResize with ResizeShortestEdge; Mask2Former). Without either, no resizing.
-    cat_max_ratio: draw the crop again, up to ten times, while one class has this share of it or more; 1 takes any.
-    flip: probability of a horizontal flip.
-    photometric: whether brightness, contrast, saturation and hue are distorted.
-    mean, std: of the pixels, in 0..255.
+    Args:
+        crop_size: Height and width of the samples.
+        scale: Long and short edge, in either order, that the image is resized to fit in, times a random ratio (mmcv's
+            RandomResize); without this and `shortest_edges`, no resizing.
+        ratio_range: Smallest and largest ratio that `scale` is multiplied by.
+        shortest_edges: Lengths of which one is drawn for the short edge, instead of `scale` (mmseg's
+            RandomChoiceResize with ResizeShortestEdge; Mask2Former).
+        longest_edge: Bound of the long edge then.
+        cat_max_ratio: Draw the crop again, up to ten times, while one class has this share of it or more; 1 takes any.
+        flip: Probability of a horizontal flip.
+        photometric: Distort brightness, contrast, saturation and hue.
+        mean: Mean of red, green and blue, in 0..255, that is subtracted.
+        std: Standard deviation of red, green and blue, in 0..255, that is divided by.
 
-    Raises ValueError for settings that contradict each other.
+    Raises:
+        ValueError: for settings that contradict each other.
     """
 
     crop_size: Sequence[int]

@@ -18,7 +18,7 @@ from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.training.interruption import ignore_signals
 from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import Recipe
-from offseg_hf.training.settings_errors import named_settings
+from offseg_hf.training.values import named_settings
 from offseg_hf.utils.hub_errors import one_line
 
 

@@ -20,8 +20,7 @@ from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
 from offseg_hf.training.optimization import OFFSETS, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
-from offseg_hf.training.settings_errors import check_types, named_settings
-from offseg_hf.training.values import require_known
+from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class, register
 
 
@@ -69,16 +68,12 @@ def build_model(
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()  # out of the file into aligned memory: a resumed training rounds alike
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-        require_known(changes, _processor_settings(processor), "model.image_processor.")
-        check_types("model.image_processor", changes, processor.valid_kwargs)
+        kinds = getattr(processor.valid_kwargs, "__annotations__", {})
+        require_known(changes, sorted({*processor.to_dict(), *kinds}), "model.image_processor.")
+        changes = check_settings("model.image_processor", changes, kinds)
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **changes)
     require_trainable(model)
     return model, processor
-
-
-def _processor_settings(processor: BaseImageProcessor) -> list[str]:
-    """What its `__init__` takes, set or not."""
-    return sorted({*processor.to_dict(), *getattr(processor.valid_kwargs, "__annotations__", {})})
 
 
 def require_trainable(model: PreTrainedModel) -> None:

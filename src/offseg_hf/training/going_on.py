@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ from transformers import (
 )
 
 from offseg_hf.data.label_sets import LabelSet, plain_name
-from offseg_hf.training.settings_errors import named_settings
-from offseg_hf.training.values import require_known
+from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class
 
 
@@ -66,6 +66,7 @@ def _configuration(checkpoint: str, changes: Mapping[str, Any]) -> PreTrainedCon
     own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
     config = AutoConfig.from_pretrained(checkpoint, **own)
     require_known(changes, list(config.to_dict()), "model.config.")
+    changes = check_settings("model.config", changes, {item.name: item.type for item in fields(config)})
     for name in INITIAL:
         if name in changes and changes[name] != getattr(config, name):
             raise ValueError(

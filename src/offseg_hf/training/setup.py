@@ -43,8 +43,8 @@ from offseg_hf.training.environment import check_launcher, launcher_notes, make_
 from offseg_hf.training.log import check_tracker
 from offseg_hf.training.optimization import build_optimizer
 from offseg_hf.training.recipe import Recipe
-from offseg_hf.training.settings_errors import named_settings
 from offseg_hf.training.state import INITIALIZATION, Progress, WeightAverage, seed_generators
+from offseg_hf.training.values import named_settings
 from offseg_hf.utils.hub_errors import one_line
 
 
