@@ -50,19 +50,15 @@ def check(
         offseg data check my-name/my-photos --label-column mask
     """
     from offseg_hf.data.check import check_segmentation_data
+    from offseg_hf.data.source import DataSource
     from offseg_hf.utils.texts import printable
 
     quiet_libraries()
     with progress_bar() as progress:
         task = progress.add_task("", total=None)
         reports = check_segmentation_data(
-            source,
+            DataSource(source, config_name, revision, image_column, label_column, labels),
             split,
-            config_name=config_name,
-            revision=revision,
-            image_column=image_column,
-            label_column=label_column,
-            labels=labels,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for report in reports:
@@ -108,21 +104,13 @@ def push(
     import datasets
 
     from offseg_hf.data.push import push_segmentation_data
+    from offseg_hf.data.source import DataSource
 
     quiet_libraries()
     if not stderr.is_terminal:
         datasets.disable_progress_bars()
-    url = push_segmentation_data(
-        source,
-        repository,
-        split=split,
-        private=private,
-        config_name=config_name,
-        revision=revision,
-        image_column=image_column,
-        label_column=label_column,
-        labels=labels,
-    )
+    data = DataSource(source, config_name, revision, image_column, label_column, labels)
+    url = push_segmentation_data(data, repository, split=split, private=private)
     stdout.print(url)
 
 

@@ -22,7 +22,7 @@ def evaluate(
         bool, typer.Option("--submission", help="Write label maps in the data set's own values, in --output.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="File for the result, as in evaluation.json.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first images, this many.")] = None,
     config_name: ConfigName = None,
     revision: Revision = None,
     image_column: ImageColumn = None,
@@ -49,11 +49,12 @@ def evaluate(
     """
     import torch
 
+    from offseg_hf.data.source import DataSource
+    from offseg_hf.evaluation import EvaluationOptions, Outputs, result_line, result_table
     from offseg_hf.evaluation import evaluate as evaluate_files
-    from offseg_hf.evaluation import result_line, result_table
 
     quiet_libraries()
-    tasks = []
+    tasks: list = []
     with progress_bar() as progress:
 
         def show(done: int, total: int | None) -> None:  # of several processes, the main one calls it
@@ -62,25 +63,18 @@ def evaluate(
 
         report = evaluate_files(
             model,
-            data,
+            DataSource(data, config_name, revision, image_column, label_column, labels),
             split,
-            config_name=config_name,
-            revision=revision,
-            labels=labels,
-            image_column=image_column,
-            label_column=label_column,
-            streaming=streaming,
-            check_names=not no_check_names,
-            tta=tta,
-            limit=limit,
-            device=device,
-            dtype=getattr(torch, dtype),
-            workers=workers,
-            save_dir=output,
-            overlays=overlays,
-            submission=submission,
-            json_file=json,
-            overwrite=overwrite,
+            options=EvaluationOptions(
+                tta=tta,
+                limit=limit,
+                check_names=not no_check_names,
+                streaming=streaming,
+                workers=workers,
+                device=device,
+                dtype=getattr(torch, dtype),
+            ),
+            outputs=Outputs(output, overlays, submission, json, overwrite),
             progress=show,
         )
     if report is not None:

@@ -5,24 +5,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from offseg_hf.data.classes_json import FILE_NAME
-from offseg_hf.data.dataset import (
-    ReadingOptions,
-    dataset_of,
-    label_set_of,
-    load_segmentation_data,
-    refuse_options,
-    resolve_labels,
-    select_files,
-)
+from offseg_hf.data.dataset import NOT_OF_FOLDERS, dataset_of, label_set_of, load_data, select_files
 from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import Problem, read_layout
 from offseg_hf.data.reading import PairReader
-from offseg_hf.data.source import source_folder
+from offseg_hf.data.source import DataSource, source_folder
 
 
 if TYPE_CHECKING:
@@ -77,35 +69,40 @@ class SplitReport:
 
 
 def check_segmentation_data(
-    source: str | Path,
+    data: DataSource | str | Path,
     split: str | None = None,
     *,
     workers: int | None = None,
     on_progress: Progress | None = None,
-    **options: Unpack[ReadingOptions],
 ) -> list[SplitReport]:
-    """Read every sample, in `workers` threads (default: one per CPU), and report on each split.
+    """Read every sample of a data set, and report on each split.
 
-    Problems are found all, not only the first: a missing half of a pair, an unreadable file, a label map of another
+    All problems are found, not only the first: a missing half of a pair, an unreadable file, a label map of another
     size than its image, values out of range, an empty split, no two classes to tell apart. Samples are read as
-    training and evaluation read them: what the check passes, they take. `options` as of `load_segmentation_data`,
-    whose errors about the data set as a whole (unknown layout, split, classes) are raised here too.
+    training and evaluation read them: what the check passes, they take.
+
+    Args:
+        split: only this one.
+        workers: threads that read; by default one per CPU.
+        on_progress: called after each sample with the number of samples done, and of all.
+
+    Raises:
+        ValueError: for the data set as a whole (unknown layout, split, classes), as `load_segmentation_data` does.
     """
-    labels = options.pop("labels", None)
-    labels = None if labels is None else resolve_labels(labels)
-    folder = source_folder(source)
-    files = None if folder is None else read_layout(folder, labels)
+    source = DataSource.of(data)
+    folder = source_folder(source.path)
+    files = None if folder is None else read_layout(folder, source.label_set())
     reports, datasets = [], []
     if files is not None:
-        refuse_options(source, "a folder of images", **options)
-        for name, part in select_files(str(source), files, split).items():
+        source.refuse("a folder of images", *NOT_OF_FOLDERS)
+        for name, part in select_files(source.name, files, split).items():
             datasets.append(dataset_of(part, name))
             reports.append(SplitReport(name, part.labels, len(part.pairs), list(part.problems), list(part.notes)))
         if not reports:
-            raise ValueError(f"{source}: no split with images")
+            raise ValueError(f"{source.name}: no split with images")
     else:
-        data = load_segmentation_data(source, split, labels=labels, **options)
-        for name, dataset in data.items() if isinstance(data, dict) else [(str(data.split or "data"), data)]:
+        loaded = load_data(source, split)
+        for name, dataset in loaded.items() if isinstance(loaded, dict) else [(str(loaded.split or "data"), loaded)]:
             datasets.append(dataset)
             reports.append(SplitReport(name, label_set_of(dataset), len(dataset)))
 
@@ -120,7 +117,7 @@ def check_segmentation_data(
             if on_progress is not None:
                 on_progress(done, total)
         report.notes.extend(_missing_classes(report, dataset.features["label"]))
-    if problem := _nothing_to_learn(source, reports):
+    if problem := _nothing_to_learn(source.name, reports):
         reports[0].problems.append(problem)
     return reports
 
@@ -183,7 +180,7 @@ def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
     return [text]
 
 
-def _nothing_to_learn(source: str | Path, reports: list[SplitReport]) -> Problem | None:
+def _nothing_to_learn(source: str, reports: list[SplitReport]) -> Problem | None:
     """A problem if all that was read, being something, has one class or none, though there are names of more."""
     names = reports[0].labels.names
     if any(report.labels.names != names for report in reports):
@@ -193,4 +190,4 @@ def _nothing_to_learn(source: str | Path, reports: list[SplitReport]) -> Problem
     if len(names) == 1 or len(found) > 1 or not any(report.num_counted for report in reports):
         return None
     only = f"only `{found[0]}` occurs" if found else "no class occurs"
-    return Problem(str(source), f"{only} in all of its label maps, nothing to tell apart")
+    return Problem(source, f"{only} in all of its label maps, nothing to tell apart")

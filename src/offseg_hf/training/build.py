@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from offseg_hf.data.dataset import label_set_of, load_segmentation_data
+from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
@@ -29,17 +29,10 @@ if TYPE_CHECKING:
 
 
 def load_split(recipe: Recipe, split: str) -> Dataset:
-    """A split of the recipe's data."""
-    data = recipe.data
-    return load_segmentation_data(
-        data.source,
-        split,
-        config_name=data.config_name,
-        revision=data.revision,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        labels=data.labels,
-    )
+    """Load a split of the recipe's data."""
+    data = load_data(recipe.data.data_source(), split)
+    assert not isinstance(data, dict)
+    return data
 
 
 def build_model(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from offseg_hf.evaluation import evaluate_model
+from offseg_hf.evaluation import Sink, evaluate_model, metric_for
 from offseg_hf.training.checkpoint import save_checkpoint
 from offseg_hf.training.interruption import Interruption, TrainingInterrupted
 from offseg_hf.training.optimization import set_learning_rates
@@ -190,7 +190,7 @@ def evaluate(training: Training, run: Run, interruption: Interruption) -> bool:
             training.validation_data,
             accelerator=training.accelerator,
             workers=training.recipe.data.num_workers,
-            progress=run.evaluating,
+            sink=Sink(metric_for(training.validation_data), run.evaluating),
         )
     is_best = training.progress.add_evaluation(result["mIoU"])
     run.log_evaluation(result, time.perf_counter() - begin, is_best)

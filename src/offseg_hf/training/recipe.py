@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from offseg_hf.data.source import DataSource
 from offseg_hf.data.transforms import TrainingTransform
 from offseg_hf.training.values import check_settings, construct, require, require_known, settings_of, typed
 from offseg_hf.utils.yaml_files import dump_yaml, flat, merge, parse_yaml, without
@@ -113,6 +114,12 @@ class DataRecipe:
         for name in ("source", "labels"):
             _expand_home(self, name)
         require(self.num_workers >= 0, "num_workers of 0 or more", self.num_workers)
+
+    def data_source(self) -> DataSource:
+        """Return where the data is, and how it is read."""
+        return DataSource(
+            self.source, self.config_name, self.revision, self.image_column, self.label_column, self.labels
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
