@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from offseg_hf.data.check import check_segmentation_data
 from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.data.label_image import LabelImage
-from offseg_hf.data.label_sets import LabelSet, distinct_colours
+from offseg_hf.data.label_sets import LabelSet, distinct_colors
 from offseg_hf.data.reading import PairReader, to_rgb
 from offseg_hf.data.source import DataSource
 from offseg_hf.data.training_set import TrainingSet
@@ -23,7 +23,7 @@ from offseg_hf.data.transforms import TrainingTransform
 
 
 SIZE = (8, 6)
-LABELS = LabelSet("two", "Two", ("a", "b"), distinct_colours(2), (0, 1), (255,), False)
+LABELS = LabelSet("two", "Two", ("a", "b"), distinct_colors(2), (0, 1), (255,), False)
 TRANSFORM = TrainingTransform(crop_size=(6, 8), photometric=False, flip=0)
 GRAY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 

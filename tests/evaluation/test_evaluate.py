@@ -338,7 +338,7 @@ def test_models_of_transformers(five, offset_learning):
 
 
 def test_no_part_of_a_photo_is_cropped_away():
-    """MobileViT's processor cuts out the centre, and post-processing stretches its label map over the whole photo."""
+    """MobileViT's processor cuts out the center, and post-processing stretches its label map over the whole photo."""
     processor = MobileViTImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     photo = render_scene(0, (128, 64))[0]
     assert processor(images=photo, return_tensors="pt")["pixel_values"].shape[2:] == (64, 64)
@@ -369,7 +369,7 @@ def expected_pixels(dataset: Dataset) -> int:
 def plain_augmented_scores(
     model, photo: Image.Image, scales, flips, window: int, stride: int, divisor: int
 ) -> torch.Tensor:
-    """As the official pipeline does it: resize, flip, normalise, pad, windows; crop, flip back, resize, softmax."""
+    """As the official pipeline does it: resize, flip, normalize, pad, windows; crop, flip back, resize, softmax."""
     image = np.asarray(photo).transpose(2, 0, 1)
     height, width = image.shape[1:]
     total, count = 0, 0

@@ -65,7 +65,8 @@ def recipe_and_settings(
 
     Args:
         command: which asks, for its error.
-        name, settings: its arguments, of which the one without `=` is the recipe, wherever it stands.
+        name: its first argument.
+        settings: its other arguments; of all of them the one without `=` is the recipe, wherever it stands.
         config: the recipe as an option. With neither or both the command ends as one that was called wrongly.
     """
     arguments = [name, *(settings or [])] if name is not None else []

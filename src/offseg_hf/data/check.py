@@ -1,4 +1,4 @@
-"""Reading all of a data set once before training does: every problem with its file, and the pixels of each class."""
+"""A check that reads all of a data set before training does: every problem by file, and pixels of each class."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -28,10 +28,18 @@ Progress = Callable[[int, int], None]  # samples done, of how many
 
 @dataclass
 class SplitReport:
-    """What is in a split, what is wrong with it, and in `notes` what may be meant otherwise.
+    """Report on a split. Samples with a problem are not counted.
 
-    pixels, images: of each class, how many pixels and in how many images; `ignored` are the pixels of no class.
-        Samples with a problem are not counted; `num_counted` are the others.
+    Args:
+        name: of the split.
+        labels: its classes.
+        num_samples: all samples.
+        problems: what is wrong with it.
+        notes: what may be meant otherwise.
+        num_counted: the samples without a problem.
+        pixels: of each class.
+        images: that have each class.
+        ignored: pixels of no class.
     """
 
     name: str
@@ -55,14 +63,17 @@ class SplitReport:
         self.ignored += int(counts[self.labels.ignore_index])
 
     def rows(self) -> Iterator[tuple[str, int, float, int]]:
-        """Of each class its name, pixels, share of the pixels of all classes, and images that have it."""
+        """Yield for each class its name, pixels, share of the pixels of all classes, and images that have it."""
         total = max(int(self.pixels.sum()), 1)
-        for name, pixels, images in zip(self.labels.names, self.pixels.tolist(), self.images.tolist()):
+        for name, pixels, images in zip(self.labels.names, self.pixels.tolist(), self.images.tolist(), strict=True):
             yield name, pixels, pixels / total, images
 
     def class_weights(self) -> list[float]:
-        """What the pixels of each class may weigh in a loss so that rare classes are learned: the inverse root of its
-        share, with a mean over all pixels of 1, to three digits. A class without pixels weighs 1."""
+        """Return weights of the classes' pixels for a loss, so that rare classes are learned.
+
+        They are the inverse root of a class's share, with a mean over all pixels of 1, to three digits. A class
+        without pixels weighs 1.
+        """
         roots = np.sqrt(self.pixels / max(int(self.pixels.sum()), 1))
         weights = np.divide(1, roots * roots.sum(), where=roots > 0, out=np.ones_like(roots))
         return [float(f"{weight:.3g}") for weight in weights]
@@ -82,6 +93,7 @@ def check_segmentation_data(
     training and evaluation read them: what the check passes, they take.
 
     Args:
+        data: the data set, or only its folder or name on the Hub.
         split: only this one.
         workers: threads that read; by default one per CPU.
         on_progress: called after each sample with the number of samples done, and of all.
@@ -107,7 +119,7 @@ def check_segmentation_data(
             reports.append(SplitReport(name, label_set_of(dataset), len(dataset)))
 
     total, done = sum(map(len, datasets)), 0
-    for report, dataset in zip(reports, datasets):
+    for report, dataset in zip(reports, datasets, strict=True):
         for result in _read_all(dataset, report.name, workers or os.cpu_count() or 1):
             if isinstance(result, np.ndarray):
                 report.add(result)
@@ -123,7 +135,7 @@ def check_segmentation_data(
 
 
 def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarray | list[Problem]]:
-    """Of each sample, in order, the pixels of each id of its label map, or its problems."""
+    """Yield for each sample, in order, the pixels of each id of its label map, or its problems."""
     reader = PairReader(dataset, split)
     num_ids = max(len(reader.label_feature.names) - 1, reader.label_feature.ignore_index) + 1
 
@@ -132,7 +144,11 @@ def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarr
         if isinstance(result, list):
             return result
         _, label = result
-        return np.asarray(label.histogram()) if label.mode == "L" else np.bincount(np.ravel(label), minlength=num_ids)
+        return (
+            np.asarray(label.histogram())
+            if label.mode == "L"
+            else np.bincount(np.asarray(label).ravel(), minlength=num_ids)
+        )
 
     executor = ThreadPoolExecutor(workers)
     try:
@@ -154,7 +170,7 @@ def first_look(dataset: "Dataset", samples: int = 32) -> str | None:
     for index in indices.tolist():
         result = reader.try_read(index)
         if not isinstance(result, list):
-            report.add(np.bincount(np.ravel(result[1]), minlength=report.labels.ignore_index + 1))
+            report.add(np.bincount(np.asarray(result[1]).ravel(), minlength=report.labels.ignore_index + 1))
     problem = _nothing_to_learn(report.name, [report])
     missing = _missing_classes(report, dataset.features["label"])
     if problem is None or not report.ignored:
@@ -165,8 +181,8 @@ def first_look(dataset: "Dataset", samples: int = 32) -> str | None:
 
 
 def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
-    """A note on the classes that a split does not have, and on what is no class there, perhaps in their place."""
-    missing = [name for name, count in zip(report.labels.names, report.images.tolist()) if not count]
+    """Note the classes that a split does not have, and what is no class there, perhaps in their place."""
+    missing = [name for name, count in zip(report.labels.names, report.images.tolist(), strict=True) if not count]
     if not missing or not report.num_counted:
         return []
     if len(missing) == 1:
@@ -181,12 +197,12 @@ def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
 
 
 def _nothing_to_learn(source: str, reports: list[SplitReport]) -> Problem | None:
-    """A problem if all that was read, being something, has one class or none, though there are names of more."""
+    """Find a problem if all that was read, being something, has one class or none, of several."""
     names = reports[0].labels.names
     if any(report.labels.names != names for report in reports):
         return None
-    pixels = sum(report.pixels for report in reports).tolist()
-    found = [name for name, count in zip(names, pixels) if count]
+    pixels = np.sum([report.pixels for report in reports], axis=0).tolist()
+    found = [name for name, count in zip(names, pixels, strict=True) if count]
     if len(names) == 1 or len(found) > 1 or not any(report.num_counted for report in reports):
         return None
     only = f"only `{found[0]}` occurs" if found else "no class occurs"

@@ -47,9 +47,14 @@ def load_segmentation_data(
 
     Args:
         source: a folder, the name of a data set on the Hub, or a data set that is loaded already: see `DataSource`,
-            which says what `config_name`, `revision`, the columns and `labels` are.
+            which has the next five options.
+        config_name: of a data set that comes in several configurations.
+        revision: branch, tag or commit of a data set on the Hub.
+        image_column: of the images, where it is not `image`.
+        label_column: of the label maps, where it is not `label`.
+        labels: the classes, where the data does not come with them.
         split: train, validation (or val) or test. Of a data set on the Hub the others are not downloaded.
-        streaming: read from the Hub as it goes.
+        streaming: read from the Hub without downloading it first.
 
     Raises:
         ValueError: with the names of the files if a half of a pair is missing, a split is empty or unknown, or the

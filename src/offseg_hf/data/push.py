@@ -1,4 +1,4 @@
-"""A data set of any kind as a parquet data set on the Hub, which every client of `datasets` reads."""
+"""Pushing a data set of any kind as a parquet data set on the Hub, which every client of `datasets` reads."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ CARD = """
 # {title}
 
 Semantic segmentation, {count} classes. `image` is the photo, `label` the map of class ids in 0..{last}; {ignore_index}
-is no class. Names and colours are in `{file_name}`, in the order of the ids.
+is no class. Names and colors are in `{file_name}`, in the order of the ids.
 
 ```python
 from offseg_hf.data.dataset import load_segmentation_data
@@ -46,6 +46,7 @@ def push_segmentation_data(
     `load_segmentation_data(repository)` gives the same samples, names and palette.
 
     Args:
+        source: the data set, or only its folder or name on the Hub.
         repository: data set on the Hub, as user/name.
         split: only this one.
         private: create it as a private one.
@@ -78,7 +79,7 @@ def push_segmentation_data(
 
 
 def _as_ids(dataset: "Dataset", split: str, cache: Path) -> "Dataset":
-    """The data set with ordinary images of class ids; written to `cache`, images stay paths until they are packed."""
+    """Make ordinary images of ids of the label maps, in `cache`; images stay paths until they are packed."""
     from datasets import Features, Image
 
     from offseg_hf.data.label_image import encode_ids

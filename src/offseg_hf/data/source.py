@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from offseg_hf.data.classes_json import FILE_NAME, read_classes
+from offseg_hf.data.classes_json import FILE_NAME, label_set_beside, read_classes
 from offseg_hf.data.hub_splits import known_configuration, load_from_hub
 from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import LAYOUTS, SPLITS, is_layout, looks_like_split
@@ -211,8 +211,7 @@ def classes_beside(source: str | Path, revision: str | None) -> LabelSet | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if isinstance(source, Path):
-        path = source / FILE_NAME
-        return read_classes(path) if path.is_file() else None
+        return label_set_beside(source)
     try:
         return read_classes(hf_hub_download(source, FILE_NAME, repo_type="dataset", revision=revision))
     except LocalEntryNotFoundError as error:  # no connection

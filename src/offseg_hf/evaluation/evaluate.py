@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import plain_name
@@ -29,9 +29,9 @@ class EvaluationOptions:
 
     Args:
         tta: average over `OFFICIAL_SCALES`, each mirrored as well.
-        limit: evaluate only the first images, this many.
+        limit: number of images to evaluate, from the first; None for all.
         check_names: whether the model's class names must be those of the data, in this order; else only their number.
-        streaming: read a data set on the Hub as it goes, without downloading it.
+        streaming: read a data set on the Hub without downloading it first.
         workers: processes that read images ahead.
         device: as torch names it, by default a GPU where there is one; of several processes each gets its own, or the
             CPU for "cpu".
@@ -47,13 +47,16 @@ class EvaluationOptions:
     dtype: torch.dtype = torch.float32
 
 
+DEFAULTS, NOTHING_WRITTEN = EvaluationOptions(), Outputs()
+
+
 def evaluate(
     model: str | Path,
     data: AnySource,
     split: str | None = "validation",
     *,
-    options: EvaluationOptions = EvaluationOptions(),
-    outputs: Outputs = Outputs(),
+    options: EvaluationOptions = DEFAULTS,
+    outputs: Outputs = NOTHING_WRITTEN,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate a model, by name, on a data set.
@@ -63,6 +66,7 @@ def evaluate(
             for universal segmentation, whose image processor makes label maps.
         data: the data set, or only its folder or name on the Hub.
         split: train, validation (or val) or test; None for data of one split.
+        options: how.
         outputs: what to write. What exists is kept, with an error at once.
         progress: as of `Sink`; of several processes the main one calls it.
 
@@ -183,7 +187,7 @@ def _model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _protocol(processor: BaseImageProcessor, options: EvaluationOptions) -> dict[str, Any]:
+def _protocol(processor: Any, options: EvaluationOptions) -> dict[str, Any]:
     settings = {name: getattr(processor, name, None) for name in ("window_size", "window_stride", "size_divisor")}
     return {
         "size": {key: value for key, value in dict(processor.size).items() if value is not None},

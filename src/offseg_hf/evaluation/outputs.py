@@ -1,4 +1,4 @@
-"""Where the label maps of an evaluation go: into a metric, and into files, each whole or not at all."""
+"""Sinks for the label maps of an evaluation: a metric, and files, each whole or not at all."""
 
 import hashlib
 import json
@@ -185,6 +185,7 @@ class FolderSink(Sink):
         They are left if one of their samples is no longer what it was, or a picture of it is gone.
 
         Args:
+            reader: of the samples.
             index: of this process.
             count: of all processes.
         """

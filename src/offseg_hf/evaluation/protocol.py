@@ -32,9 +32,8 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator | None = None):
         self.accelerator = accelerator
-        self.index, self.count = (
-            (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-        )
+        self.index: int = 0 if accelerator is None else accelerator.process_index
+        self.count: int = 1 if accelerator is None else accelerator.num_processes
 
     @classmethod
     def launched(cls, device: str | None) -> Processes:
@@ -89,6 +88,8 @@ def evaluate_model(
     number is drawn.
 
     Args:
+        model: of transformers, for semantic or universal segmentation.
+        processor: the model's.
         dataset: from `load_segmentation_data`, streaming or not.
         accelerator: with several processes, each evaluates every n-th image, none twice, and all get the result of
             all; its mixed precision applies. Without, this process evaluates everything.

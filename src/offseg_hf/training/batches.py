@@ -33,7 +33,7 @@ class Batches(Iterator[tuple[Inputs, float]]):
     """Batches of one process without end: the inputs of the model on its device, and what their loss counts.
 
     That is 0 if no pixel of the batch has a class, and else 1. Of such a batch the losses of transformers' models are
-    0 / 0, whose gradients are no numbers either. It gets a labelled pixel, so that all parameters have a gradient as
+    0 / 0, whose gradients are no numbers either. It gets a labeled pixel, so that all parameters have a gradient as
     ever, of which nothing counts.
 
     Args:

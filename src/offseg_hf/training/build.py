@@ -1,4 +1,4 @@
-"""What a recipe names, made: data, model and image processor."""
+"""Builders of what a recipe names: data, model and image processor."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ def build_model(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Build the model, with random weights or those of `model.checkpoint`, and its image processor.
 
-    say: told what of the checkpoint does not go on: classes of its classifier, and what else begins anew.
+    Args:
+        recipe: of the training.
+        labels: the classes.
+        say: told what of the checkpoint does not go on: classes of its classifier, and what else begins anew.
 
-    Raises ValueError that names the setting of the recipe that does not fit.
+    Raises:
+        ValueError: names the setting of the recipe that does not fit.
     """
     register()
     classes = {
@@ -106,9 +110,9 @@ def settings_without_effect(recipe: Recipe, model: PreTrainedModel, processor: B
         found.append(("optimizer.offset_multiplier", f"this {type(model).__name__} has no offsets"))
     encoder = encoder_of(model)
     if not any(encoder.match(name) for name in names):
-        for name in ("encoder_multiplier", "head_multiplier"):
-            if getattr(optimizer, name) != 1:
-                found.append((f"optimizer.{name}", f"nothing in this {type(model).__name__} is known as its encoder"))
+        reason = f"nothing in this {type(model).__name__} is known as its encoder"
+        names = [name for name in ("encoder_multiplier", "head_multiplier") if getattr(optimizer, name) != 1]
+        found += [(f"optimizer.{name}", reason) for name in names]
     for key, reason in found:
         refuse_written(recipe, key, reason)
     return [key for key, _ in found]
@@ -142,8 +146,8 @@ def require_something_to_learn(data: Dataset, split: str) -> None:
 
 
 def depends_on_device_batch(model: PreTrainedModel) -> bool:
-    """Whether it makes a difference to training which samples a device takes together, beyond rounding."""
-    if not hasattr(model, "segment"):  # not of ours: its loss is a mean over labelled pixels, or over masks
+    """Return whether it makes a difference to training, beyond rounding, which samples a device takes together."""
+    if not hasattr(model, "segment"):  # not of ours: its loss is a mean over labeled pixels, or over masks
         return True
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     learns = any(not isinstance(norm, FixedBatchNorm2d) for norm in norms)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from offseg_hf.data.dataset import label_set_of
 from offseg_hf.evaluation import Sink, evaluate_model, metric_for
 from offseg_hf.training.checkpoint import save_checkpoint
 from offseg_hf.training.interruption import Interruption, TrainingInterrupted
@@ -31,6 +32,8 @@ def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) 
     alone or under `accelerate launch`, in every process. SIGINT and SIGTERM end it after the current iteration.
 
     Args:
+        recipe: from `load_recipe`.
+        output: the folder.
         resume: "auto" to go on from the newest checkpoint in `output`, if there is one, or a checkpoint's folder.
 
     Raises:
@@ -118,7 +121,9 @@ def require_finite(training: Training, losses: list[list[float]], norm: float) -
     """Raise NonFiniteError if a loss or the gradients' norm is no finite number, before the weights take it in.
 
     Args:
+        training: whose samples are named.
         losses: of each process, those of its batches in this iteration.
+        norm: of the gradients.
     """
     names, iteration = training.batches.names, training.progress.iteration
     for process, of_process in enumerate(losses):
@@ -174,7 +179,8 @@ def save(training: Training, name: str = "last") -> None:
     if name == "last" and last.folder == folder and last.progress == training.progress:
         return
     if training.accelerator.is_main_process:
-        save_checkpoint(folder, training.shown_model, training.processor, training.state_dict())
+        labels = label_set_of(training.train_data)
+        save_checkpoint(folder, training.shown_model, training.processor, labels, training.state_dict())
     training.accelerator.wait_for_everyone()
     if name == "last":
         last.folder, last.progress = folder, replace(training.progress)

@@ -1,4 +1,4 @@
-"""What the main process alone does for a training, beside its checkpoints: files, log, display, trackers, uploads."""
+"""The record of a training, which the main process alone keeps: files, log, display, trackers, uploads."""
 
 import time
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a training needs before its first iteration, one function for each part of it."""
+"""Set-up of a training before its first iteration: one function for each part, which returns what it made."""
 
 from __future__ import annotations
 
@@ -199,6 +199,9 @@ def make_model(
     """Build the model for the classes of the data as a training by the recipe begins with it, and its processor.
 
     Args:
+        recipe: of the training.
+        data: to train on.
+        resumed: what it goes on from.
         notes: gets what of the recipe does not apply, and what of a checkpoint begins anew.
     """
     seed_generators(recipe.training.seed, INITIALIZATION)

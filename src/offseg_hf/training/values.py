@@ -83,6 +83,8 @@ def typed(value: Any, kind: Any, key: str, also: str = "") -> Any:
     """Return `value` as the type `kind`; of a dataclass some of its keys. A kind that is only a name takes anything.
 
     Args:
+        value: as YAML or JSON gives it.
+        kind: a type, as of a field of a dataclass.
         key: where the value stands, for errors.
         also: what else is taken there, for errors.
     """

@@ -6,7 +6,7 @@ from statistics import mean
 
 from PIL import Image, ImageDraw, ImageFont
 
-from offseg_hf.data.label_sets import distinct_colours
+from offseg_hf.data.label_sets import distinct_colors
 from offseg_hf.visualization.style import BACKGROUND, FAINT_LINE, FAINT_TEXT, LINE, TEXT
 
 
@@ -61,7 +61,7 @@ def _draw_plot(title: str, plot: Plot, size: tuple[int, int], furthest: float) -
     draw.text((left, 20), title, TEXT, font, anchor="lm")
 
     legend = right
-    for (name, curves), colour in zip(plot.items(), distinct_colours(len(plot))):
+    for (name, curves), colour in zip(plot.items(), distinct_colors(len(plot))):
         middle = mean_curve(curves)
         for curve in curves if len(curves) > 1 else ():
             draw.line([place(point) for point in curve], _faint(colour))
