@@ -41,7 +41,7 @@ def train(
 
     from offseg_hf.training.recipe import load_recipe
 
-    recipe = load_recipe(chosen, changes)  # a mistake in it is an error before torch is imported
+    recipe = load_recipe(chosen, changes)  # a mistake in it is an error before anything is loaded
 
     from offseg_hf.training.loop import train as train_by_recipe
 

@@ -35,7 +35,7 @@ class Run:
         self.training = training
         stack.callback(training.accelerator.end_training)  # of every process
         self._seconds, self._iterations = 0.0, 0  # since the last line in the log
-        self._began_at, self._began = training.progress.iteration, time.perf_counter()
+        self._first, self._started = training.progress.iteration, time.perf_counter()
         self._open(stack)
 
     @_on_main_process
@@ -86,7 +86,7 @@ class Run:
         }
         self._seconds, self._iterations = 0.0, 0
         self._log(line)
-        seconds_each = (time.perf_counter() - self._began) / (iteration - self._began_at)
+        seconds_each = (time.perf_counter() - self._started) / (iteration - self._first)
         self._display.training(line, seconds_each * (recipe.schedule.iterations - iteration))
 
     @_on_main_process
