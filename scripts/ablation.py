@@ -153,7 +153,7 @@ def collect(output: Path, arms: Iterable[str], seeds: Iterable[int]) -> dict:
 
 
 def draw_results(results: dict) -> Image.Image:
-    """Draw training loss above mIoU by iteration: every seed, and the mean of each arm."""
+    """Training loss above mIoU by iteration: every seed, and the mean of each arm."""
     arms = list(dict.fromkeys(run["arm"] for run in results["runs"]))
     titles = {"loss": "training loss", "curve": f"mIoU on {results['data']['title']}, {results['data']['split']}"}
     return draw_plots(

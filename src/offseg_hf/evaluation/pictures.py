@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: a photo with its annotation beside the prediction, and the confusion matrix."""
+"""What an evaluation shows: a photo with its annotation beside the prediction, and the confusion matrix."""
 
 from collections.abc import Sequence
 
@@ -49,13 +49,10 @@ def draw_comparison(
 
 
 def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """Draw which share of the pixels of each class (row) is taken for which class (column).
+    """Of the pixels of each class (row), which share is taken for which class (column).
 
-    Colors go by the square root of the share, so that rare confusions show.
-
-    Args:
-        matrix: integers (classes, classes), pixels by label and prediction.
-        names: of the classes.
+    matrix: integers (classes, classes), pixels by label and prediction. Colours go by the square root of the share,
+    so that rare confusions show.
     """
     count = len(names)
     cell = min(max(960 // count, 12), 44)
@@ -71,15 +68,15 @@ def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Image.Ima
     draw.text((12, line // 2), _CAPTION, fill=FAINT_TEXT, font=font, anchor="lm")
     canvas.paste(_column_names(names, margin, cell, font), (margin, line))
 
-    colors = _colors(shares)
-    colors[total[:, 0] == 0] = ABSENT
-    cells = Image.fromarray(np.kron(colors, np.ones((cell, cell, 1), dtype=np.uint8)))
+    colours = _colours(shares)
+    colours[total[:, 0] == 0] = ABSENT
+    cells = Image.fromarray(np.kron(colours, np.ones((cell, cell, 1), dtype=np.uint8)))
     canvas.paste(cells, (margin, top))
     for row, name in enumerate(names):
         middle = top + row * cell + cell // 2
         draw.text((margin - 6, middle), name, fill=TEXT, font=font, anchor="rm")
         for column in np.flatnonzero(shares[row] >= 0.005) if cell >= NUMBERS_FROM else ():
-            place = (margin + int(column) * cell + cell // 2, middle)
+            place = (margin + column * cell + cell // 2, middle)
             ink = BACKGROUND if shares[row, column] > 0.3 else TEXT
             draw.text(place, f"{100 * shares[row, column]:.0f}", fill=ink, font=font, anchor="mm")
     draw.rectangle((margin - 1, top - 1, margin + count * cell, top + count * cell), outline=FAINT_TEXT)
@@ -89,18 +86,16 @@ def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Image.Ima
 _CAPTION = "% of the pixels of a class (row) predicted as (column)"
 
 
-def _colors(shares: np.ndarray) -> np.ndarray:
-    """Turn shares in 0..1 into uint8 colors (..., 3)."""
+def _colours(shares: np.ndarray) -> np.ndarray:
+    """Shares in 0..1 to uint8 colours (..., 3)."""
     position = np.sqrt(shares)
     stops = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(position, stops, RAMP[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def _column_names(
-    names: Sequence[str], height: int, cell: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
-) -> Image.Image:
-    """Draw names that read upwards, one over each column."""
+def _column_names(names: Sequence[str], height: int, cell: int, font: ImageFont.ImageFont) -> Image.Image:
+    """Names that read upwards, one over each column."""
     lying = Image.new("RGB", (height, len(names) * cell), BACKGROUND)
     draw = ImageDraw.Draw(lying)
     for index, name in enumerate(names):
