@@ -1,6 +1,6 @@
-"""Does offset learning help on these data? The same training with and without it, seed by seed, and what comes out.
+r"""Does offset learning help on these data? The same training with and without it, seed by seed, and what comes out.
 
-python scripts/ablation.py --config model_cards/results/camvid/offseg-t.yaml --seeds 0 1 2 --split test --jobs 2 \\
+python scripts/ablation.py --config model_cards/results/camvid/offseg-t.yaml --seeds 0 1 2 --split test --jobs 2 \
     --output runs/camvid/offseg-t data.source=data/camvid
 
 Every run is one `offseg train` and one `offseg evaluate` of its last checkpoint, in a process of its own. Interrupted,
@@ -49,6 +49,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def main() -> None:
+    """Do all runs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a recipe: a file, or the name of a preset")
     parser.add_argument("--output", required=True, type=Path, help="folder for runs and results")
@@ -103,7 +104,7 @@ def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) ->
     report = folder / "evaluation.json"
     if report.exists():
         return
-    switches = {f"use_{branch}_offset": on for branch, on in zip(BRANCHES, ARMS[arm])}
+    switches = {f"use_{branch}_offset": on for branch, on in zip(BRANCHES, ARMS[arm], strict=True)}
     # What an arm has no use for, such as optimizer.offset_multiplier, is left out of what it inherits.
     recipe = {"inherit": "../recipe.yaml", "model": {"config": switches}, "training": {"seed": seed}}
     train = ("train", "--config", folder / "arm.yaml", "--output", folder, "--resume", "auto")
@@ -123,11 +124,12 @@ def run_once(arguments: argparse.Namespace, source: str, arm: str, seed: int) ->
 
 
 def run_folder(output: Path, arm: str, seed: int) -> Path:
+    """Return the folder of a run."""
     return output / f"{arm}-{seed}"
 
 
 def collect(output: Path, arms: Iterable[str], seeds: Iterable[int]) -> dict:
-    """All that the runs have measured: scores of the last checkpoints, and curves of the trainings."""
+    """Collect all that the runs have measured: scores of the last checkpoints, and curves of the trainings."""
     runs, report = [], {}
     for arm in arms:
         for seed in seeds:
@@ -163,7 +165,7 @@ def draw_results(results: dict) -> Figure:
 
 
 def table(results: dict) -> str:
-    """In Markdown: an arm's mIoU in % by seed, mean and standard deviation, and its difference from the last arm's."""
+    """Write, in Markdown, each arm's mIoU in % by seed, its mean and deviation, and its difference from the last."""
     by_arm: dict[str, list[float]] = {}
     for run in results["runs"]:
         by_arm.setdefault(run["arm"], []).append(100 * run["mIoU"])
@@ -171,14 +173,14 @@ def table(results: dict) -> str:
     *_, reference = by_arm.values()
     rows = []
     for arm, values in by_arm.items():
-        differences = [value - other for value, other in zip(values, reference)]
+        differences = [value - other for value, other in zip(values, reference, strict=True)]
         difference = "" if values is reference else spread(differences, "+.2f")
         rows.append([arm, *(f"{value:.2f}" for value in values), spread(values, ".2f"), difference])
     return markdown_table(["branches", *(f"seed {seed}" for seed in seeds), "mean", "difference"], rows)
 
 
 def class_table(results: dict) -> str:
-    """In Markdown: the mean IoU in % of each class that occurs, by arm, and its differences from the last arm's."""
+    """Write, in Markdown, the mean IoU in % of each class that occurs, by arm, and differences from the last."""
     by_arm: dict[str, list[dict[str, float | None]]] = {}
     for run in results["runs"]:
         by_arm.setdefault(run["arm"], []).append(run["IoU"])
@@ -188,14 +190,14 @@ def class_table(results: dict) -> str:
     names = [name for name in by_arm[reference][0] if all(run["IoU"][name] is not None for run in results["runs"])]
     for name in names:
         values = {arm: [100 * run[name] for run in runs] for arm, runs in by_arm.items()}
-        differences = [[a - b for a, b in zip(values[arm], values[reference])] for arm in others]
+        differences = [[a - b for a, b in zip(values[arm], values[reference], strict=True)] for arm in others]
         means = [f"{mean(values[arm]):.1f}" for arm in by_arm]
         rows.append([name, *means, *(spread(difference, "+.1f") for difference in differences)])
     return markdown_table(header, rows)
 
 
 def spread(values: list[float], form: str) -> str:
-    """Mean and, of several values, standard deviation (of the sample)."""
+    """Write the mean and, of several values, standard deviation (of the sample)."""
     digits = form.lstrip("+")
     deviation = f" ± {stdev(values):{digits}}" if len(values) > 1 else ""
     return f"{mean(values):{form}}{deviation}"

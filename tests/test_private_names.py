@@ -228,9 +228,9 @@ PRIVATE_NAMES = [
     PrivateName(
         "torch",
         ("_shutdown_workers",),
-        "the processes that load data end with the training, and so does the command (training/loop.py)",
+        "the processes that load data end with the training, and so does the command (training/batches.py)",
         shutdown_workers,
-        "end the workers of `TrainingRun.batches` as the iterator of DataLoader now ends its own",
+        "end the workers of `Batches` as the iterator of DataLoader now ends its own",
     ),
     PrivateName(
         "torch",

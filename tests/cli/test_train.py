@@ -53,3 +53,20 @@ def test_train_names_the_nearest_recipes(arguments):
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert "unknown recipe 'offseg_t_ade' (did you mean offseg-t-ade, " in line and len(line) < 250
+
+
+def test_data_takes_the_place_of_the_recipes(tmp_path):
+    """Whatever its name says in YAML."""
+    result = offseg("train", RECIPE, "--data", tmp_path / "no: such", "--output", tmp_path / "run")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{tmp_path}/no: such: no such folder" in result.stderr
+    result = offseg("train", RECIPE, "--data", "photos", "data.source=photos")
+    assert result.returncode == 2 and "got --data and data.source: leave out one of them" in result.stderr
+
+
+def test_all_keys_are_listed():
+    result = offseg("recipe", "--keys")
+    lines = result.stdout.splitlines()
+    assert "training.seed: a whole number (default: 0)" in lines
+    assert lines[lines.index("schedule.iterations: a whole number (required)") + 1] == "    Steps of the optimizer."
+    assert offseg("recipe", RECIPE, "--keys").returncode == 2

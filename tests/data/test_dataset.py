@@ -9,8 +9,9 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
-from offseg_hf.data.dataset import label_set_of, load_segmentation_data, resolve_labels, sample_name
+from offseg_hf.data.dataset import label_set_of, load_segmentation_data, sample_name
 from offseg_hf.data.label_sets import LABEL_SETS
+from offseg_hf.data.source import resolve_labels
 from tests.data import trees
 
 

@@ -58,7 +58,7 @@ def test_one_bit(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_colours_are_no_ids(tmp_path, column, mode):
+def test_colors_are_no_ids(tmp_path, column, mode):
     PILImage.new(mode, (3, 2)).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=rf"mask\.png: expected a label map of one id per pixel, got .* mode {mode}"):
         decode(column, tmp_path / "mask.png")

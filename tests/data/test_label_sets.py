@@ -1,11 +1,11 @@
-"""The label sets against facts stated elsewhere: counts, official ids, repeated colours, well-known rows."""
+"""The label sets against facts stated elsewhere: counts, official ids, repeated colors, well-known rows."""
 
 import pytest
 
 from offseg_hf.data.label_sets import LABEL_SETS
 
 
-# classes, different colours, and what happens to a few values of the annotation files
+# classes, different colors, and what happens to a few values of the annotation files
 FACTS = {
     "ade": (150, 149, {0: 255, 1: 0, 7: 6, 13: 12, 150: 149}),
     "cityscapes": (19, 19, {0: 255, 3: 255, 7: 0, 11: 2, 26: 13, 29: 255, 33: 18}),
@@ -21,9 +21,9 @@ def test_the_four_benchmarks():
 @pytest.mark.parametrize("name", FACTS)
 def test_sizes_and_ids(name):
     labels = LABEL_SETS[name]
-    num_classes, num_colours, raw_to_train = FACTS[name]
+    num_classes, num_colors, raw_to_train = FACTS[name]
     assert len(labels) == len(labels.names) == len(labels.palette) == len(labels.raw_ids) == num_classes
-    assert len(set(labels.palette)) == num_colours
+    assert len(set(labels.palette)) == num_colors
     mapping = labels.raw_to_train_id()
     assert {raw: mapping[raw] for raw in raw_to_train} == raw_to_train
     assert sorted(set(mapping.values()) - {labels.ignore_index}) == list(range(num_classes))
@@ -49,7 +49,7 @@ def test_the_unused_ids_of_coco_are_unknown():
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "index", "colour"),
+    ("name", "label", "index", "color"),
     [
         ("ade", "wall", 0, (120, 120, 120)),
         ("ade", "bed", 7, (204, 5, 255)),
@@ -62,6 +62,6 @@ def test_the_unused_ids_of_coco_are_unknown():
         ("context59", "wood", 58, (31, 0, 255)),
     ],
 )
-def test_known_rows(name, label, index, colour):
+def test_known_rows(name, label, index, color):
     labels = LABEL_SETS[name]
-    assert (labels.names[index], labels.palette[index]) == (label, colour)
+    assert (labels.names[index], labels.palette[index]) == (label, color)

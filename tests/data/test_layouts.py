@@ -255,7 +255,7 @@ def test_halves_that_need_not_belong_together(tmp_path, images, masks):
         (
             "0.png",
             "0.webp",
-            "images/0.png: no label map of this name in masks: 0.webp is there, but WebP holds colours, use PNG",
+            "images/0.png: no label map of this name in masks: 0.webp is there, but WebP holds colors, use PNG",
         ),
         (
             "0.png",

@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader
 from offseg_hf.data.check import check_segmentation_data
 from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.data.label_image import LabelImage
-from offseg_hf.data.label_sets import LabelSet, distinct_colours
+from offseg_hf.data.label_sets import LabelSet, distinct_colors
 from offseg_hf.data.reading import PairReader, to_rgb
+from offseg_hf.data.source import DataSource
 from offseg_hf.data.training_set import TrainingSet
 from offseg_hf.data.transforms import TrainingTransform
 
 
 SIZE = (8, 6)
-LABELS = LabelSet("two", "Two", ("a", "b"), distinct_colours(2), (0, 1), (255,), False)
+LABELS = LabelSet("two", "Two", ("a", "b"), distinct_colors(2), (0, 1), (255,), False)
 TRANSFORM = TrainingTransform(crop_size=(6, 8), photometric=False, flip=0)
 GRAY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 
@@ -71,7 +72,11 @@ def error_of(data: Dataset, **loader) -> str:
         next(batches)
     if loader.get("num_workers"):
         batches._shutdown_workers()  # left to the garbage collector, it waits for five seconds
-    told = [str(problem) for report in check_segmentation_data(data, labels=LABELS) for problem in report.problems]
+    told = [
+        str(problem)
+        for report in check_segmentation_data(DataSource(data, labels=LABELS))
+        for problem in report.problems
+    ]
     line = str(error.value).strip().splitlines()[-1].removeprefix("ValueError: ")
     assert line == "; ".join(told)
     return line
@@ -81,7 +86,7 @@ def error_of(data: Dataset, **loader) -> str:
 def test_photos_that_are_taken(tmp_path, mask, name):
     PHOTOS[name].save(tmp_path / name)
     data = data_of(tmp_path / name, mask)
-    (report,) = check_segmentation_data(data, labels=LABELS)
+    (report,) = check_segmentation_data(DataSource(data, labels=LABELS))
     assert report.problems == [] and report.num_counted == 1
     photo, label_map = PairReader(data).read(0)
     assert (photo.mode, photo.size, label_map.mode) == ("RGB", SIZE, "L")

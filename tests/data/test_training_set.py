@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from offseg_hf.data.label_image import LabelImage
-from offseg_hf.data.label_sets import LabelSet, distinct_colours
+from offseg_hf.data.label_sets import LabelSet, distinct_colors
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.data.transforms import TrainingTransform
 from tests.comparison import assert_same_weights
@@ -26,7 +26,7 @@ LABELS = LabelSet(
     name="seven",
     title="Seven classes",
     names=tuple("abcdefg"),
-    palette=distinct_colours(7),
+    palette=distinct_colors(7),
     raw_ids=tuple(range(7)),
     void_ids=(100,),
     reduce_zero_label=False,

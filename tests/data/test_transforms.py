@@ -32,7 +32,7 @@ PIPELINES = {
 
 
 def make_pair(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth colours with noise, and label patches, some of them ignored."""
+    """Smooth colors with noise, and label patches, some of them ignored."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (math.ceil(height / 8), math.ceil(width / 8), 3))
     image = coarse.repeat(8, 0).repeat(8, 1)[:height, :width] + rng.integers(-20, 21, (height, width, 3))
@@ -214,14 +214,14 @@ def every_triple(first: int):
         yield np.stack([np.full(1 << 16, value), low >> 8, low & 255]).astype(np.uint8)[None]
 
 
-def test_every_colour_to_hsv_as_opencv():
+def test_every_color_to_hsv_as_opencv():
     checksum = 0
     for pixels in every_triple(256):
         checksum = zlib.crc32(np.concatenate(rgb_to_hsv(pixels)).astype(np.uint8).tobytes(), checksum)
     assert checksum == 0xA681EE70  # of cv2.cvtColor(..., cv2.COLOR_RGB2HSV), OpenCV 4.11.0 and 5.0.0
 
 
-def test_every_hsv_to_colour_as_opencv():
+def test_every_hsv_to_color_as_opencv():
     checksum = 0
     for pixels in every_triple(180):
         hue, saturation, value = pixels.astype(np.int32).swapaxes(0, 1)
@@ -239,7 +239,7 @@ def find_distortion(**wanted: bool) -> Distortion:
     )
 
 
-def test_black_white_and_grey_keep_their_place():
+def test_black_white_and_gray_keep_their_place():
     extremes = np.array([0, 255, 128], np.uint8).repeat(3).reshape(1, 3, 3).swapaxes(1, 2)
     assert np.array_equal(distort(extremes, Distortion(None, None, None, None)), extremes)
     # Grey has neither saturation nor hue; the way through HSV truncates.
@@ -279,7 +279,7 @@ def plain_transform(**settings) -> TrainingTransform:
     return TrainingTransform(**{"cat_max_ratio": 1, "flip": 0, "photometric": False, **settings})
 
 
-def test_padding_is_the_mean_colour_and_ignored():
+def test_padding_is_the_mean_color_and_ignored():
     image, labels = make_pair(20, 30)
     transform = plain_transform(crop_size=(32, 48))
     sample = transform(image, labels, np.random.default_rng(0))
@@ -397,17 +397,17 @@ def test_more_classes_than_bytes():
     assert np.array_equal(sample["labels"].numpy(), labels)
 
 
-def test_grey_and_alpha():
+def test_gray_and_alpha():
     image, labels = make_pair(40, 50)
     transform = TrainingTransform(crop_size=(32, 32), scale=(64, 32))
 
     def pixel_values(image):
         return transform(image, labels, np.random.default_rng(0))["pixel_values"]
 
-    grey = image[..., 0]
-    assert torch.equal(pixel_values(Image.fromarray(grey)), pixel_values(np.stack([grey] * 3, axis=-1)))
-    assert torch.equal(pixel_values(grey), pixel_values(np.stack([grey] * 3, axis=-1)))
-    alpha = np.concatenate([image, grey[..., None]], axis=-1)
+    gray = image[..., 0]
+    assert torch.equal(pixel_values(Image.fromarray(gray)), pixel_values(np.stack([gray] * 3, axis=-1)))
+    assert torch.equal(pixel_values(gray), pixel_values(np.stack([gray] * 3, axis=-1)))
+    alpha = np.concatenate([image, gray[..., None]], axis=-1)
     assert torch.equal(pixel_values(Image.fromarray(alpha)), pixel_values(image))
     assert torch.equal(pixel_values(np.asfortranarray(image)), pixel_values(image))
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,15 @@ from offseg_hf.data.scenes.folder import write_scenes
 from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
 from offseg_hf.evaluation import (
     OFFICIAL_SCALES,
+    EvaluationOptions,
+    Outputs,
     Sample,
+    Sink,
     draw_comparison,
     draw_confusion_matrix,
     evaluate,
     evaluate_model,
+    metric_for,
     outputs,
     predict,
     result_line,
@@ -63,6 +68,7 @@ from tests.tiny import tiny_config
 NAMES = SCENE_LABELS.names
 NUM_CLASSES = len(NAMES)
 NUM_IMAGES = 5
+CPU = EvaluationOptions(device="cpu")
 PIXELS = sum(60 * (84 + 10 * index) for index in range(NUM_IMAGES))
 IMAGENET = {"mean": np.array([0.485, 0.456, 0.406]) * 255, "std": np.array([0.229, 0.224, 0.225]) * 255}
 
@@ -193,20 +199,22 @@ def test_memory_does_not_grow_with_the_number_of_images(model, processor, scenes
     samples = []
     alive = []
 
-    def on_sample(sample: Sample, prediction: np.ndarray) -> None:
-        samples.append(weakref.ref(sample))
-        alive.append(sum(reference() is not None for reference in samples))
+    class Watch(Sink):
+        def keep(self, sample: Sample, prediction: torch.Tensor) -> None:
+            samples.append(weakref.ref(sample))
+            alive.append(sum(reference() is not None for reference in samples))
 
-    evaluate_model(model, processor, scenes, on_sample=on_sample)
+    evaluate_model(model, processor, scenes, sink=Watch(metric_for(scenes)))
     assert len(samples) == NUM_IMAGES and max(alive) <= 2
 
 
 def test_going_on_with_a_metric(model, processor, scenes):
     whole = evaluate_model(model, processor, scenes)
-    metric = MeanIoU(NUM_CLASSES)
-    evaluate_model(model, processor, scenes.take(2), metric=metric)
+    first = Sink(MeanIoU(NUM_CLASSES))
+    evaluate_model(model, processor, scenes.take(2), sink=first)
     steps = []
-    rest = evaluate_model(model, processor, scenes, metric=metric, start=2, progress=lambda *step: steps.append(step))
+    sink = Sink(first.metric, progress=lambda *step: steps.append(step), done=first.done)
+    rest = evaluate_model(model, processor, scenes, sink=sink)
     assert_same_counts(rest["confusion_matrix"], whole["confusion_matrix"])
     assert rest["num_images"] == NUM_IMAGES
     assert steps == [(3, 5), (4, 5), (5, 5)]
@@ -253,7 +261,7 @@ def test_what_cannot_be_used_is_named(model, processor, tmp_path, workers):
         f"half.png: the label map is 40x20, but its image {tmp_path / 'fine.png'} is 40x40"
     )
     with pytest.raises(ValueError, match=r"fine\.png: expected classes 0 to 2, .* got label"):
-        evaluate_model(model, processor, dataset("fine.png", "label.png"), metric=MeanIoU(3))
+        evaluate_model(model, processor, dataset("fine.png", "label.png"), sink=Sink(MeanIoU(3)))
     with pytest.raises(ValueError, match="the data set is empty"):
         evaluate_model(model, processor, dataset("fine.png", "label.png").select([]))
 
@@ -286,12 +294,13 @@ def test_a_photo_that_is_not_rgb(model, processor, tmp_path):
     features = Features(image=ImageFeature(), label=LabelImage.of(SCENE_LABELS))
     paths = {name: [str(tmp_path / f"{file}.png")] for name, file in (("image", "gray"), ("label", "label"))}
     samples = []
-    evaluate_model(
-        model,
-        processor,
-        Dataset.from_dict(paths, features=features),
-        on_sample=lambda sample, prediction: samples.append((sample, prediction)),
-    )
+    data = Dataset.from_dict(paths, features=features)
+
+    class Keep(Sink):
+        def keep(self, sample: Sample, prediction: torch.Tensor) -> None:
+            samples.append((sample, prediction.numpy()))
+
+    evaluate_model(model, processor, data, sink=Keep(metric_for(data)))
     sample, prediction = samples[0]
     assert np.array_equal(np.asarray(sample.photo), np.repeat(np.asarray(gray)[..., None], 3, axis=2))
     assert np.mean(prediction != through(model, processor)(gray, (40, 40)).numpy()) < 0.002
@@ -329,7 +338,7 @@ def test_models_of_transformers(five, offset_learning):
 
 
 def test_no_part_of_a_photo_is_cropped_away():
-    """MobileViT's processor cuts out the centre, and post-processing stretches its label map over the whole photo."""
+    """MobileViT's processor cuts out the center, and post-processing stretches its label map over the whole photo."""
     processor = MobileViTImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     photo = render_scene(0, (128, 64))[0]
     assert processor(images=photo, return_tensors="pt")["pixel_values"].shape[2:] == (64, 64)
@@ -360,7 +369,7 @@ def expected_pixels(dataset: Dataset) -> int:
 def plain_augmented_scores(
     model, photo: Image.Image, scales, flips, window: int, stride: int, divisor: int
 ) -> torch.Tensor:
-    """As the official pipeline does it: resize, flip, normalise, pad, windows; crop, flip back, resize, softmax."""
+    """As the official pipeline does it: resize, flip, normalize, pad, windows; crop, flip back, resize, softmax."""
     image = np.asarray(photo).transpose(2, 0, 1)
     height, width = image.shape[1:]
     total, count = 0, 0
@@ -421,11 +430,13 @@ def test_files(model_folder, scenes_folder, scenes, tmp_path):
         model_folder,
         scenes_folder,
         "val",
-        save_dir=tmp_path / "out",
-        overlays=True,
-        submission=True,
-        json_file=tmp_path / "card" / "result.json",
-        device="cpu",
+        outputs=Outputs(
+            save_dir=tmp_path / "out",
+            overlays=True,
+            submission=True,
+            json_file=tmp_path / "card" / "result.json",
+        ),
+        options=CPU,
         progress=lambda done, total: steps.append((done, total)),
     )
     assert steps == [(i + 1, NUM_IMAGES) for i in range(NUM_IMAGES)]
@@ -457,7 +468,7 @@ def test_files(model_folder, scenes_folder, scenes, tmp_path):
 
 
 def test_terminal(model_folder, scenes_folder, capsys):
-    report = evaluate(model_folder, scenes_folder, "val", limit=1, device="cpu", tta=True)
+    report = evaluate(model_folder, scenes_folder, "val", options=replace(CPU, limit=1, tta=True))
     assert report["protocol"]["test_time_augmentation"] == {"scales": list(OFFICIAL_SCALES), "flip": True}
     assert report["dataset"]["num_images"] == 1
     from rich.console import Console
@@ -472,19 +483,21 @@ def test_terminal(model_folder, scenes_folder, capsys):
 
 def test_what_exists_is_kept(model_folder, scenes_folder, tmp_path):
     (tmp_path / "result.json").write_text("mine")
-    options = {"json_file": tmp_path / "result.json", "limit": 1, "device": "cpu"}
+    files, options = Outputs(json_file=tmp_path / "result.json"), replace(CPU, limit=1)
     with pytest.raises(ValueError, match="result.json exists and is kept"):
-        evaluate("no/such-model", scenes_folder, "val", **options)  # said before anything is loaded
+        evaluate(
+            "no/such-model", scenes_folder, "val", options=options, outputs=files
+        )  # said before anything is loaded
     assert (tmp_path / "result.json").read_text() == "mine"
-    evaluate(model_folder, scenes_folder, "val", overwrite=True, **options)
+    evaluate(model_folder, scenes_folder, "val", options=options, outputs=replace(files, overwrite=True))
     assert json.loads((tmp_path / "result.json").read_text())["dataset"]["num_images"] == 1
     with pytest.raises(ValueError, match="need a folder: pass save_dir"):
-        evaluate(model_folder, scenes_folder, "val", submission=True)
+        evaluate(model_folder, scenes_folder, "val", outputs=Outputs(submission=True))
 
 
 def test_an_interrupted_evaluation_goes_on(model_folder, scenes_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "SECONDS_BETWEEN_SAVES", 0)
-    options = {"save_dir": tmp_path / "out", "submission": True, "device": "cpu"}
+    options = {"outputs": Outputs(save_dir=tmp_path / "out", submission=True), "options": CPU}
 
     def stop_after_three(done: int, total: int | None) -> None:
         if done == 3:
@@ -497,7 +510,7 @@ def test_an_interrupted_evaluation_goes_on(model_folder, scenes_folder, tmp_path
     steps = []
     report = evaluate(model_folder, scenes_folder, "val", progress=lambda done, total: steps.append(done), **options)
     assert steps == [4, 5]
-    whole = evaluate(model_folder, scenes_folder, "val", device="cpu")
+    whole = evaluate(model_folder, scenes_folder, "val", options=CPU)
     assert_same_report(report, whole)
     assert len(list((tmp_path / "out" / "submission").iterdir())) == NUM_IMAGES
     assert not list((tmp_path / "out").glob(".*"))
@@ -514,9 +527,9 @@ def interrupted(model_folder, scenes_folder, tmp_path, monkeypatch):
         if done == 3:
             raise KeyboardInterrupt
 
-    def run(change, options=None):
+    def run(change, options=CPU):
         arguments = (tmp_path / "model", tmp_path / "scenes", "val")
-        options = {"save_dir": tmp_path / "out", "submission": True, "device": "cpu"} | (options or {})
+        options = {"outputs": Outputs(save_dir=tmp_path / "out", submission=True), "options": options}
         with pytest.raises(KeyboardInterrupt):
             evaluate(*arguments, progress=stop_after_three, **options)
         change(tmp_path)
@@ -570,7 +583,7 @@ def change_weights(folder: Path) -> None:
     ("change", "streaming"), [(swap_classes, False), (darken, False), (swap_classes, True), (darken, True)]
 )
 def test_counts_of_files_that_were_changed_are_not_taken(interrupted, change, streaming):
-    assert interrupted(change, {"streaming": streaming}) == NUM_IMAGES
+    assert interrupted(change, replace(CPU, streaming=streaming)) == NUM_IMAGES
 
 
 @pytest.mark.parametrize(
@@ -595,23 +608,23 @@ def test_counts_of_the_same_files_are_taken(interrupted):
 
 
 def test_counts_of_the_same_stream_are_taken(interrupted):
-    assert interrupted(lambda folder: None, {"streaming": True}) == NUM_IMAGES - 3
+    assert interrupted(lambda folder: None, replace(CPU, streaming=True)) == NUM_IMAGES - 3
 
 
 def test_another_evaluation_does_not_go_on_there(model_folder, scenes_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "SECONDS_BETWEEN_SAVES", 0)
-    options = {"save_dir": tmp_path, "device": "cpu"}
+    files = Outputs(save_dir=tmp_path)
 
     def stop(done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model_folder, scenes_folder, "val", progress=stop, **options)
+        evaluate(model_folder, scenes_folder, "val", options=CPU, outputs=files, progress=stop)
     state = next(tmp_path.glob(".evaluation-*.pt"))
-    report = evaluate(model_folder, scenes_folder, "val", limit=2, **options)
+    report = evaluate(model_folder, scenes_folder, "val", options=replace(CPU, limit=2), outputs=files)
     assert report["dataset"]["num_images"] == 2 and sum(row["pixels"] for row in report["classes"]) < 2 * 94 * 60
     state.write_bytes(b"half a file")  # of another program: these appear whole
-    report = evaluate(model_folder, scenes_folder, "val", overwrite=True, **options)
+    report = evaluate(model_folder, scenes_folder, "val", options=CPU, outputs=replace(files, overwrite=True))
     assert report["dataset"]["num_images"] == NUM_IMAGES
 
 
@@ -648,13 +661,13 @@ def test_classes_that_do_not_agree():
 def test_the_split_is_named(model_folder, scenes):
     data = DatasetDict(train=scenes, validation=scenes)
     with pytest.raises(ValueError, match="expected the split to evaluate on, got None: there are train, validation"):
-        evaluate(model_folder, data, None, device="cpu")
-    assert evaluate(model_folder, data, "val", device="cpu", limit=1)["dataset"]["split"] == "val"
+        evaluate(model_folder, data, None, options=CPU)
+    assert evaluate(model_folder, data, "val", options=replace(CPU, limit=1))["dataset"]["split"] == "val"
 
 
 def test_classes_are_compared_before_anything_is_computed(model_folder, five, tmp_path):
     with pytest.raises(ValueError, match="has 10 classes, five classes has 5: "):
-        evaluate(model_folder, five, None, save_dir=tmp_path / "out", device="cpu")
+        evaluate(model_folder, five, None, outputs=Outputs(save_dir=tmp_path / "out"), options=CPU)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -723,17 +736,19 @@ def test_comparison():
 def test_two_processes_count_what_one_counts(model_folder, scenes_folder, tmp_path):
     script = """
 import sys
-from offseg_hf.evaluation import evaluate
+from offseg_hf.evaluation import EvaluationOptions, Outputs, evaluate
 
-report = evaluate(sys.argv[1], sys.argv[2], "val", save_dir=sys.argv[3], submission=True)
+report = evaluate(sys.argv[1], sys.argv[2], "val", outputs=Outputs(save_dir=sys.argv[3], submission=True))
 print("MAIN" if report else "OTHER")
-evaluate(sys.argv[1], sys.argv[2], "val", json_file=sys.argv[3] + ".json", streaming=True)
+options, outputs = EvaluationOptions(streaming=True), Outputs(json_file=sys.argv[3] + ".json")
+evaluate(sys.argv[1], sys.argv[2], "val", options=options, outputs=outputs)
 """
     processes = run_together(2, script, model_folder, scenes_folder, tmp_path / "two")
     assert [process.stdout.strip() for process in processes] == ["MAIN", "OTHER"]
     two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
     assert two["environment"]["processes"] == 2
-    one = evaluate(model_folder, scenes_folder, "val", save_dir=tmp_path / "one", submission=True, device="cpu")
+    files = Outputs(save_dir=tmp_path / "one", submission=True)
+    one = evaluate(model_folder, scenes_folder, "val", outputs=files, options=CPU)
     assert_same_report(two, one)
     streamed = json.loads((tmp_path / "two.json").read_text())
     assert_same_report(streamed, one)

@@ -103,7 +103,7 @@ def test_definitions():
         assert results[f"m{name}"] == pytest.approx(np.nanmean(values), rel=1e-14)
 
 
-def test_classes_that_are_only_labelled_or_only_predicted():
+def test_classes_that_are_only_labeled_or_only_predicted():
     results = metric_of(np.array([[0, 0, 0, 2]]), np.array([[0, 0, 1, 0]])).compute()
     nan = float("nan")
     expected = {

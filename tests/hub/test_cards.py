@@ -27,7 +27,7 @@ from offseg_hf import (
     OffsetSegNextForSemanticSegmentation,
 )
 from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
-from offseg_hf.evaluation import evaluate
+from offseg_hf.evaluation import EvaluationOptions, Outputs, evaluate
 from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.training_card import shareable, training_card_files
 from offseg_hf.training.loop import train
@@ -308,7 +308,12 @@ def test_an_evaluation_goes_before_the_log(run, tmp_path):
     for path in (run / "best").iterdir():
         (copy / path.name).symlink_to(path)
     source = run.parents[1] / "scenes"
-    report = evaluate(copy, source, limit=3, json_file=tmp_path / "runs" / "evaluation.json")
+    report = evaluate(
+        copy,
+        source,
+        options=EvaluationOptions(limit=3),
+        outputs=Outputs(json_file=tmp_path / "runs" / "evaluation.json"),
+    )
     text = training_card_files(copy, "tester/a")["README.md"]
     assert f"| mIoU | {100 * report['metrics']['mIoU']:.2f} |" in text
     assert "On 3 images, split `validation`, one scale." in text

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImageProcessor
+from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.label_sets import LABEL_SETS
 from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
 from offseg_hf.inference.files import plan, read_photo, segment
@@ -40,7 +41,10 @@ NAMES = SCENE_LABELS.names
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("model"))
+    """With the colors of its data beside it, as trainings leave them."""
+    folder = save_small_model(tmp_path_factory.mktemp("model"))
+    (folder / FILE_NAME).write_text(classes_json(SCENE_LABELS))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -371,8 +375,10 @@ def test_label_images_keep_the_ids(tmp_path, count, mode):
 
 
 def test_palettes():
-    for labels in (*LABEL_SETS.values(), SCENE_LABELS):
+    for labels in LABEL_SETS.values():
         assert palette_for(list(labels.names)) == labels.palette
+    assert palette_for(list(SCENE_LABELS.names), SCENE_LABELS) == SCENE_LABELS.palette
+    assert palette_for(list(LABEL_SETS["ade"].names), SCENE_LABELS) == LABEL_SETS["ade"].palette
     colours = palette_for([f"class {index}" for index in range(40)])
     assert len(set(colours)) == 40
     assert all(0 <= channel <= 255 for colour in colours for channel in colour)

@@ -121,7 +121,7 @@ def test_the_ignored_label_reaches_the_loss_of_a_wrapped_model(segformer, tmp_pa
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.config.hidden_sizes=8", "model.config.hidden_sizes: expected a list, got 8"),
+        ("model.config.hidden_sizes=8", "model.config.hidden_sizes: expected a list, each a whole number, got 8"),
         ("model.config.hidden_sizes=[16, 16, 16, 16]", r"have another shape than .* model.config.hidden_sizes wants"),
         ("model.config.hiden_sizes=8", r"unknown key model.config.hiden_sizes \(did you mean"),
         ("model.image_processor.siz=8", r"unknown key model.image_processor.siz \(did you mean"),

@@ -20,12 +20,8 @@ from transformers import (
 
 from offseg_hf.data.training_set import TrainingSet
 from offseg_hf.models.layers import FixedBatchNorm2d
-from offseg_hf.training.build import (
-    build_model,
-    load_split,
-    model_inputs,
-    synchronize_batch_norms,
-)
+from offseg_hf.training.batches import model_inputs
+from offseg_hf.training.build import build_model, load_split, synchronize_batch_norms
 from offseg_hf.training.log import check_tracker
 from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
@@ -134,7 +130,8 @@ def test_batch_norms_over_processes_leave_fixed_ones_fixed():
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(FixedBatchNorm2d(4), nn.GroupNorm(2, 4))
     )
     keys = block.state_dict().keys()
-    types = [type(module) for module in synchronize_batch_norms(block).modules()]
+    synchronize_batch_norms(block)
+    types = [type(module) for module in block.modules()]
     assert types == [nn.Sequential, nn.Conv2d, nn.SyncBatchNorm, nn.Sequential, FixedBatchNorm2d, nn.GroupNorm]
     assert block.state_dict().keys() == keys
 

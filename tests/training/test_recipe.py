@@ -1,13 +1,14 @@
 """The recipes against the official configurations; reading, inheriting, overriding and refusing them."""
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from offseg_hf.training.recipe import ModelRecipe, load_recipe
+from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
+from offseg_hf.training.values import described
 from offseg_hf.zoo.presets import PRESETS
 
 
@@ -129,6 +130,18 @@ def flat(values: dict, prefix: str = "") -> dict:
     return found
 
 
+def test_every_key_is_documented():
+    keys = {setting.key: setting for setting in described(Recipe)}
+    assert keys["training.seed"].kind == "a whole number" and keys["training.seed"].default == 0
+    assert keys["training.mixed_precision"].kind == "one of no, fp16, bf16 or null"
+    assert keys["schedule.iterations"].is_required and not keys["training.ema_decay"].is_required
+    assert keys.keys() - {"name"} == {key for key in flat(asdict(load_recipe("offseg-t-ade"))) if "." in key} - {
+        "model.config.learn_batch_norm_statistics"
+    } | {"model.config", "model.image_processor"}
+    for setting in keys.values():
+        assert setting.documentation.endswith("."), setting
+
+
 def test_recipes_are_frozen():
     with pytest.raises(FrozenInstanceError):
         load_recipe("offseg-t-ade").training.seed = 1
@@ -188,7 +201,7 @@ def test_without_overrides_nothing_changes():
         ("optimizer={head_multiplier: 0, encoder_multiplier: 0}", "optimizer: expected an encoder_multiplier or a"),
         ("optimizer.max_gradient_norm=0", "optimizer: expected a max_gradient_norm above 0, or null"),
         ("augmentation.photometric=no", "augmentation.photometric: expected true or false, got 'no'"),
-        ("augmentation.scale=512", "augmentation.scale: expected a list, each a whole number, got 512"),
+        ("augmentation.scale=512", "augmentation.scale: expected a list, each a whole number or null, got 512"),
         ("augmentation.scale=[512]", "augmentation: expected 2 numbers as scale"),
         (
             "augmentation={shortest_edges: [512], scale: [512, 512]}",
@@ -210,7 +223,10 @@ def test_without_overrides_nothing_changes():
         ("training.batch_size=0", "training: expected batch_size above 0"),
         ("training.device_batch_size=0", "training: expected device_batch_size above 0"),
         ("training.ema_decay=1", "training: expected an ema_decay in"),
-        ("training.mixed_precision=fp8", "training.mixed_precision: expected one of no, fp16, bf16, got 'fp8'"),
+        (
+            "training.mixed_precision=fp8",
+            "training.mixed_precision: expected one of no, fp16, bf16 or null, got 'fp8'",
+        ),
         ("training.seed=-1", "training: expected a seed of 0 or more"),
     ],
 )

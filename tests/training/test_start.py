@@ -23,7 +23,10 @@ from transformers import (
 
 from offseg_hf import apply_offset_learning
 from offseg_hf.cli.console import _at_home, _message
+from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.dataset import label_set_of
+from offseg_hf.data.label_sets import LABEL_SETS
+from offseg_hf.inference.segmenter import Segmenter
 from offseg_hf.training.build import build_model, load_split, settings_without_effect
 from offseg_hf.training.checkpoint import save_checkpoint
 from offseg_hf.training.log import JsonLines, read_log
@@ -68,7 +71,7 @@ def log_of(output: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_data_without_a_labelled_pixel_are_an_error(in_process, segformer, data, tmp_path, split):
+def test_data_without_a_labeled_pixel_are_an_error(in_process, segformer, data, tmp_path, split):
     make_void(data / "masks" / split)
     with pytest.raises(
         ValueError, match=rf"data.{split}\w*_split=.*: expected label maps with classes, got . in which"
@@ -130,6 +133,17 @@ def test_a_window_that_does_not_fit_its_stride_is_told_first(in_process, data, t
     with pytest.raises(ValueError, match="window_stride <= window_size, got window_stride=32 and window_size=24"):
         train(load_recipe(own, settings), tmp_path / "run")
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_colors_and_title_of_the_data_come_with_the_model(in_process, segformer, tmp_path):
+    palette = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    data = write_own(tmp_path / "data", palette=palette, title="My photos")
+    train(own_recipe(data, segformer), tmp_path / "run")
+    for name in ("last", "best"):
+        labels = label_set_beside(tmp_path / "run" / name)
+        assert (labels.names, labels.title) == (NAMES, "My photos")
+        assert [list(color) for color in Segmenter(tmp_path / "run" / name, device="cpu").palette] == palette
+    assert label_set_beside(segformer) is None
 
 
 def test_how_it_is_evaluated_may_change(in_process, segformer, going_on, capfd):
@@ -259,7 +273,7 @@ def test_a_full_disk_is_told(segformer, tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         with pytest.raises(OSError, match="last: the checkpoint cannot be written .*File too large"):
-            save_checkpoint(tmp_path / "last", model, _processor(segformer), {})
+            save_checkpoint(tmp_path / "last", model, _processor(segformer), LABEL_SETS["ade"], {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -24,15 +24,20 @@ ConfigName = Annotated[str | None, typer.Option(help="Configuration of the data 
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the data set on the Hub.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images, if it is not `image`.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label maps, if it is not `label`.")]
-Labels = Annotated[str | None, typer.Option(help="ade, cityscapes, cocostuff, context59 or a classes.json.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Classes, if not in the data: ade, cityscapes, cocostuff, context59, or a classes.json."),
+]
 
 
 @command(data_app)
 def check(
     source: Source,
-    split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to read: train, validation or test; by default all.")
+    ] = None,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Print the pixels of each class, and weights for them.")
+        bool, typer.Option("--stats", help="Print how many pixels each class has, and loss weights.")
     ] = False,
     config_name: ConfigName = None,
     revision: Revision = None,
@@ -42,7 +47,7 @@ def check(
 ) -> None:
     """Read all of a data set and name every file with a problem; exit code 1 if there is one.
 
-    Files are read as training reads them. Notes are on what may be meant otherwise, such as a class without pixels.
+    Files are read as training reads them. Notes point out what may be unintended, such as a class without pixels.
 
     Examples:
         offseg data check my_photos
@@ -50,19 +55,15 @@ def check(
         offseg data check my-name/my-photos --label-column mask
     """
     from offseg_hf.data.check import check_segmentation_data
+    from offseg_hf.data.source import DataSource
     from offseg_hf.utils.texts import printable
 
     quiet_libraries()
     with progress_bar() as progress:
         task = progress.add_task("", total=None)
         reports = check_segmentation_data(
-            source,
+            DataSource(source, config_name, revision, image_column, label_column, labels),
             split,
-            config_name=config_name,
-            revision=revision,
-            image_column=image_column,
-            label_column=label_column,
-            labels=labels,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for report in reports:
@@ -90,7 +91,9 @@ def check(
 def push(
     source: Source,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="Data set on the Hub, as user/name.")],
-    split: Annotated[str | None, typer.Option(help="Only this one: train, validation, test.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to read: train, validation or test; by default all.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
     config_name: ConfigName = None,
     revision: Revision = None,
@@ -108,21 +111,13 @@ def push(
     import datasets
 
     from offseg_hf.data.push import push_segmentation_data
+    from offseg_hf.data.source import DataSource
 
     quiet_libraries()
     if not stderr.is_terminal:
         datasets.disable_progress_bars()
-    url = push_segmentation_data(
-        source,
-        repository,
-        split=split,
-        private=private,
-        config_name=config_name,
-        revision=revision,
-        image_column=image_column,
-        label_column=label_column,
-        labels=labels,
-    )
+    data = DataSource(source, config_name, revision, image_column, label_column, labels)
+    url = push_segmentation_data(data, repository, split=split, private=private)
     stdout.print(url)
 
 

@@ -1,4 +1,4 @@
-"""`offseg evaluate`: mIoU and its relatives of a model on a data set."""
+"""`offseg evaluate`: mIoU and other metrics of a model on a data set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,35 +12,39 @@ from offseg_hf.cli.data import ConfigName, ImageColumn, LabelColumn, Labels, Rev
 def evaluate(
     model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
     data: Annotated[str, typer.Option("--data", "--dataset", help="Folder of a data set, or its name on the Hub.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "val",
     tta: Annotated[bool, typer.Option("--tta", help="Average over six scales, each mirrored too.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "--save-dir", help="Folder for evaluation.json and pictures.")
     ] = None,
-    overlays: Annotated[bool, typer.Option("--overlays", help="Draw both label maps, in --output.")] = False,
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Write overlays of annotation and prediction to --output.")
+    ] = False,
     submission: Annotated[
-        bool, typer.Option("--submission", help="Write label maps in the data set's own values, in --output.")
+        bool, typer.Option("--submission", help="Write label maps in the data set's published ids to --output.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="File for the result, as in evaluation.json.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Evaluate only the first N images.")] = None,
     config_name: ConfigName = None,
     revision: Revision = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
-    streaming: Annotated[bool, typer.Option("--streaming", help="Read from the Hub as it goes.")] = False,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read a data set on the Hub without downloading it first.")
+    ] = False,
     no_check_names: Annotated[
-        bool, typer.Option("--no-check-names", help="Let class names differ; their number must not.")
+        bool, typer.Option("--no-check-names", help="Accept other class names; their number must be the same.")
     ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")] = 2,
     device: Device = None,
     dtype: Annotated[DType, typer.Option(help="Precision of the model.")] = DType.float32,
     overwrite: Overwrite = False,
 ) -> None:
-    """Evaluate a model on a data set by the official protocol: mIoU and its relatives, in all and per class.
+    """Evaluate a model on a data set by the official protocol: mIoU and other metrics, overall and per class.
 
-    The same command under `torchrun` or `accelerate launch` shares the images among processes. With --output, what
-    was interrupted goes on where it was.
+    The same command under `torchrun` or `accelerate launch` shares the images among processes. With --output, an
+    interrupted evaluation resumes.
 
     Examples:
         offseg evaluate --model runs/mine/best --data my_photos
@@ -49,11 +53,12 @@ def evaluate(
     """
     import torch
 
+    from offseg_hf.data.source import DataSource
+    from offseg_hf.evaluation import EvaluationOptions, Outputs, result_line, result_table
     from offseg_hf.evaluation import evaluate as evaluate_files
-    from offseg_hf.evaluation import result_line, result_table
 
     quiet_libraries()
-    tasks = []
+    tasks: list = []
     with progress_bar() as progress:
 
         def show(done: int, total: int | None) -> None:  # of several processes, the main one calls it
@@ -62,25 +67,18 @@ def evaluate(
 
         report = evaluate_files(
             model,
-            data,
+            DataSource(data, config_name, revision, image_column, label_column, labels),
             split,
-            config_name=config_name,
-            revision=revision,
-            labels=labels,
-            image_column=image_column,
-            label_column=label_column,
-            streaming=streaming,
-            check_names=not no_check_names,
-            tta=tta,
-            limit=limit,
-            device=device,
-            dtype=getattr(torch, dtype),
-            workers=workers,
-            save_dir=output,
-            overlays=overlays,
-            submission=submission,
-            json_file=json,
-            overwrite=overwrite,
+            options=EvaluationOptions(
+                tta=tta,
+                limit=limit,
+                check_names=not no_check_names,
+                streaming=streaming,
+                workers=workers,
+                device=device,
+                dtype=getattr(torch, dtype),
+            ),
+            outputs=Outputs(output, overlays, submission, json, overwrite),
             progress=show,
         )
     if report is not None:

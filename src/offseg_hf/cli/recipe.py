@@ -1,4 +1,4 @@
-"""`offseg recipe`: what a training would do; and how commands are told a recipe."""
+"""`offseg recipe`: a recipe with all that it inherits, and all keys; and how commands are told a recipe."""
 
 from typing import Annotated
 
@@ -13,24 +13,49 @@ Name = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="What replaces the recipe's settings, as data.source=photos."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that replace the recipe's, such as data.source=photos; `offseg recipe --keys` lists them all.",
+    ),
 ]
 Config = Annotated[str | None, typer.Option(hidden=True, help="The recipe, as an option.")]
 
 
-def recipe(name: Name = None, settings: Settings = None, config: Config = None) -> None:
+def recipe(
+    name: Name = None,
+    settings: Settings = None,
+    config: Config = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="List all keys of recipes: type, default, and what they do.")
+    ] = False,
+) -> None:
     """Print a recipe as YAML, with all that it inherits.
 
     Examples:
-        offseg recipe offseg-t-ade
+        offseg recipe --keys
         offseg recipe offseg-t-ade data.source=my_photos > my_recipe.yaml
         offseg recipe my_recipe.yaml training.batch_size=8
     """
+    if keys:
+        if name is not None or config is not None:
+            wrong_usage("expected --keys alone, as the keys are those of every recipe")
+        _print_keys()
+        return
     chosen, changes = recipe_and_settings("recipe", name, settings, config)
 
     from offseg_hf.training.recipe import load_recipe
 
     stdout.print(load_recipe(chosen, changes).dump(), end="")
+
+
+def _print_keys() -> None:
+    from offseg_hf.training.recipe import Recipe
+    from offseg_hf.training.values import described
+    from offseg_hf.utils.yaml_files import dump_yaml
+
+    for setting in described(Recipe):
+        default = "required" if setting.is_required else dump_yaml({"default": setting.default}).strip()
+        stdout.print(f"{setting.key}: {setting.kind} ({default})\n    {setting.documentation}")
 
 
 def recipe_and_settings(
@@ -40,7 +65,8 @@ def recipe_and_settings(
 
     Args:
         command: which asks, for its error.
-        name, settings: its arguments, of which the one without `=` is the recipe, wherever it stands.
+        name: its first argument.
+        settings: its other arguments; of all of them the one without `=` is the recipe, wherever it stands.
         config: the recipe as an option. With neither or both the command ends as one that was called wrongly.
     """
     arguments = [name, *(settings or [])] if name is not None else []

@@ -1,28 +1,20 @@
-"""Reading all of a data set once before training does: every problem with its file, and the pixels of each class."""
+"""A check that reads all of a data set before training does: every problem by file, and pixels of each class."""
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from offseg_hf.data.classes_json import FILE_NAME
-from offseg_hf.data.dataset import (
-    ReadingOptions,
-    dataset_of,
-    label_set_of,
-    load_segmentation_data,
-    refuse_options,
-    resolve_labels,
-    select_files,
-)
+from offseg_hf.data.dataset import NOT_OF_FOLDERS, dataset_of, label_set_of, load_data, select_files
 from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import Problem, read_layout
 from offseg_hf.data.reading import PairReader
-from offseg_hf.data.source import source_folder
+from offseg_hf.data.source import DataSource, source_folder
 
 
 if TYPE_CHECKING:
@@ -36,10 +28,18 @@ Progress = Callable[[int, int], None]  # samples done, of how many
 
 @dataclass
 class SplitReport:
-    """What is in a split, what is wrong with it, and in `notes` what may be meant otherwise.
+    """Report on a split. Samples with a problem are not counted.
 
-    pixels, images: of each class, how many pixels and in how many images; `ignored` are the pixels of no class.
-        Samples with a problem are not counted; `num_counted` are the others.
+    Args:
+        name: of the split.
+        labels: its classes.
+        num_samples: all samples.
+        problems: what is wrong with it.
+        notes: what may be meant otherwise.
+        num_counted: the samples without a problem.
+        pixels: of each class.
+        images: that have each class.
+        ignored: pixels of no class.
     """
 
     name: str
@@ -63,54 +63,63 @@ class SplitReport:
         self.ignored += int(counts[self.labels.ignore_index])
 
     def rows(self) -> Iterator[tuple[str, int, float, int]]:
-        """Of each class its name, pixels, share of the pixels of all classes, and images that have it."""
+        """Yield for each class its name, pixels, share of the pixels of all classes, and images that have it."""
         total = max(int(self.pixels.sum()), 1)
-        for name, pixels, images in zip(self.labels.names, self.pixels.tolist(), self.images.tolist()):
+        for name, pixels, images in zip(self.labels.names, self.pixels.tolist(), self.images.tolist(), strict=True):
             yield name, pixels, pixels / total, images
 
     def class_weights(self) -> list[float]:
-        """What the pixels of each class may weigh in a loss so that rare classes are learned: the inverse root of its
-        share, with a mean over all pixels of 1, to three digits. A class without pixels weighs 1."""
+        """Return weights of the classes' pixels for a loss, so that rare classes are learned.
+
+        They are the inverse root of a class's share, with a mean over all pixels of 1, to three digits. A class
+        without pixels weighs 1.
+        """
         roots = np.sqrt(self.pixels / max(int(self.pixels.sum()), 1))
         weights = np.divide(1, roots * roots.sum(), where=roots > 0, out=np.ones_like(roots))
         return [float(f"{weight:.3g}") for weight in weights]
 
 
 def check_segmentation_data(
-    source: str | Path,
+    data: DataSource | str | Path,
     split: str | None = None,
     *,
     workers: int | None = None,
     on_progress: Progress | None = None,
-    **options: Unpack[ReadingOptions],
 ) -> list[SplitReport]:
-    """Read every sample, in `workers` threads (default: one per CPU), and report on each split.
+    """Read every sample of a data set, and report on each split.
 
-    Problems are found all, not only the first: a missing half of a pair, an unreadable file, a label map of another
+    All problems are found, not only the first: a missing half of a pair, an unreadable file, a label map of another
     size than its image, values out of range, an empty split, no two classes to tell apart. Samples are read as
-    training and evaluation read them: what the check passes, they take. `options` as of `load_segmentation_data`,
-    whose errors about the data set as a whole (unknown layout, split, classes) are raised here too.
+    training and evaluation read them: what the check passes, they take.
+
+    Args:
+        data: the data set, or only its folder or name on the Hub.
+        split: only this one.
+        workers: threads that read; by default one per CPU.
+        on_progress: called after each sample with the number of samples done, and of all.
+
+    Raises:
+        ValueError: for the data set as a whole (unknown layout, split, classes), as `load_segmentation_data` does.
     """
-    labels = options.pop("labels", None)
-    labels = None if labels is None else resolve_labels(labels)
-    folder = source_folder(source)
-    files = None if folder is None else read_layout(folder, labels)
+    source = DataSource.of(data)
+    folder = source_folder(source.path)
+    files = None if folder is None else read_layout(folder, source.label_set())
     reports, datasets = [], []
     if files is not None:
-        refuse_options(source, "a folder of images", **options)
-        for name, part in select_files(str(source), files, split).items():
+        source.refuse("a folder of images", *NOT_OF_FOLDERS)
+        for name, part in select_files(source.name, files, split).items():
             datasets.append(dataset_of(part, name))
             reports.append(SplitReport(name, part.labels, len(part.pairs), list(part.problems), list(part.notes)))
         if not reports:
-            raise ValueError(f"{source}: no split with images")
+            raise ValueError(f"{source.name}: no split with images")
     else:
-        data = load_segmentation_data(source, split, labels=labels, **options)
-        for name, dataset in data.items() if isinstance(data, dict) else [(str(data.split or "data"), data)]:
+        loaded = load_data(source, split)
+        for name, dataset in loaded.items() if isinstance(loaded, dict) else [(str(loaded.split or "data"), loaded)]:
             datasets.append(dataset)
             reports.append(SplitReport(name, label_set_of(dataset), len(dataset)))
 
     total, done = sum(map(len, datasets)), 0
-    for report, dataset in zip(reports, datasets):
+    for report, dataset in zip(reports, datasets, strict=True):
         for result in _read_all(dataset, report.name, workers or os.cpu_count() or 1):
             if isinstance(result, np.ndarray):
                 report.add(result)
@@ -120,13 +129,13 @@ def check_segmentation_data(
             if on_progress is not None:
                 on_progress(done, total)
         report.notes.extend(_missing_classes(report, dataset.features["label"]))
-    if problem := _nothing_to_learn(source, reports):
+    if problem := _nothing_to_learn(source.name, reports):
         reports[0].problems.append(problem)
     return reports
 
 
 def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarray | list[Problem]]:
-    """Of each sample, in order, the pixels of each id of its label map, or its problems."""
+    """Yield for each sample, in order, the pixels of each id of its label map, or its problems."""
     reader = PairReader(dataset, split)
     num_ids = max(len(reader.label_feature.names) - 1, reader.label_feature.ignore_index) + 1
 
@@ -135,7 +144,11 @@ def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarr
         if isinstance(result, list):
             return result
         _, label = result
-        return np.asarray(label.histogram()) if label.mode == "L" else np.bincount(np.ravel(label), minlength=num_ids)
+        return (
+            np.asarray(label.histogram())
+            if label.mode == "L"
+            else np.bincount(np.asarray(label).ravel(), minlength=num_ids)
+        )
 
     executor = ThreadPoolExecutor(workers)
     try:
@@ -157,7 +170,7 @@ def first_look(dataset: "Dataset", samples: int = 32) -> str | None:
     for index in indices.tolist():
         result = reader.try_read(index)
         if not isinstance(result, list):
-            report.add(np.bincount(np.ravel(result[1]), minlength=report.labels.ignore_index + 1))
+            report.add(np.bincount(np.asarray(result[1]).ravel(), minlength=report.labels.ignore_index + 1))
     problem = _nothing_to_learn(report.name, [report])
     missing = _missing_classes(report, dataset.features["label"])
     if problem is None or not report.ignored:
@@ -168,8 +181,8 @@ def first_look(dataset: "Dataset", samples: int = 32) -> str | None:
 
 
 def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
-    """A note on the classes that a split does not have, and on what is no class there, perhaps in their place."""
-    missing = [name for name, count in zip(report.labels.names, report.images.tolist()) if not count]
+    """Note the classes that a split does not have, and what is no class there, perhaps in their place."""
+    missing = [name for name, count in zip(report.labels.names, report.images.tolist(), strict=True) if not count]
     if not missing or not report.num_counted:
         return []
     if len(missing) == 1:
@@ -183,14 +196,14 @@ def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:
     return [text]
 
 
-def _nothing_to_learn(source: str | Path, reports: list[SplitReport]) -> Problem | None:
-    """A problem if all that was read, being something, has one class or none, though there are names of more."""
+def _nothing_to_learn(source: str, reports: list[SplitReport]) -> Problem | None:
+    """Find a problem if all that was read, being something, has one class or none, of several."""
     names = reports[0].labels.names
     if any(report.labels.names != names for report in reports):
         return None
-    pixels = sum(report.pixels for report in reports).tolist()
-    found = [name for name, count in zip(names, pixels) if count]
+    pixels = np.sum([report.pixels for report in reports], axis=0).tolist()
+    found = [name for name, count in zip(names, pixels, strict=True) if count]
     if len(names) == 1 or len(found) > 1 or not any(report.num_counted for report in reports):
         return None
     only = f"only `{found[0]}` occurs" if found else "no class occurs"
-    return Problem(str(source), f"{only} in all of its label maps, nothing to tell apart")
+    return Problem(source, f"{only} in all of its label maps, nothing to tell apart")

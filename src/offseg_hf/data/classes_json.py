@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from offseg_hf.data.label_sets import IGNORE_INDEX, LabelSet, distinct_colours
+from offseg_hf.data.label_sets import IGNORE_INDEX, LabelSet, distinct_colors
 from offseg_hf.utils.texts import expand, is_utf8, printable, read_text
 
 
@@ -59,6 +59,12 @@ def read_classes(path: str | Path) -> LabelSet:
         ) from None
 
 
+def label_set_beside(folder: str | Path) -> LabelSet | None:
+    """Read the classes.json in a folder, as of a data set, or of a model that was trained on one; None without it."""
+    path = Path(folder, FILE_NAME)
+    return read_classes(path) if path.is_file() else None
+
+
 def _label_set(facts: Any, default_name: str) -> LabelSet:
     if not isinstance(facts, dict):
         raise ValueError(f"got {_kind(facts)} where an object with the key `classes` belongs")
@@ -69,9 +75,9 @@ def _label_set(facts: Any, default_name: str) -> LabelSet:
         raise ValueError("no 'classes'")
     facts = {key: value for key, value in facts.items() if value is not None or key.startswith(("void", "ignore"))}
     names, values = _names_and_values(facts)
-    palette = facts.get("palette", [list(colour) for colour in distinct_colours(len(names))])
-    if not isinstance(palette, list) or len(palette) != len(names) or not all(map(_is_colour, palette)):
-        raise ValueError(f"`palette` must be {len(names)} colours of three integers in 0..255, as many as classes")
+    palette = facts.get("palette", [list(color) for color in distinct_colors(len(names))])
+    if not isinstance(palette, list) or len(palette) != len(names) or not all(map(_is_color, palette)):
+        raise ValueError(f"`palette` must be {len(names)} colors of three integers in 0..255, as many as classes")
     ignore_index = facts.get("ignore_index", IGNORE_INDEX)
     if type(ignore_index) is not int or not len(names) <= ignore_index < 65535:
         raise ValueError(f"`ignore_index` must lie beyond the {len(names)} classes and below 65535: {ignore_index!r}")
@@ -83,7 +89,7 @@ def _label_set(facts: Any, default_name: str) -> LabelSet:
         name=texts["name"],
         title=facts.get("title", texts["name"]),
         names=tuple(names),
-        palette=tuple(tuple(colour) for colour in palette),
+        palette=tuple(tuple(color) for color in palette),
         raw_ids=tuple(values),
         void_ids=tuple(void),
         reduce_zero_label=values == list(range(1, len(names) + 1)) and void == [0],
@@ -100,8 +106,9 @@ def _require_known(facts: dict[str, Any]) -> None:
 
 
 def _names_and_values(facts: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """The classes in the order of their ids, and their values in the masks."""
+    """Read the classes in the order of their ids, and their values in the masks."""
     classes, values = facts.get("classes"), facts.get("values")
+    names: Any
     if isinstance(classes, dict):
         pairs = _pairs(classes)
         if values is not None:
@@ -123,7 +130,7 @@ def _names_and_values(facts: dict[str, Any]) -> tuple[list[str], list[int]]:
 
 
 def _pairs(classes: dict[str, Any]) -> list[tuple[int, str]]:
-    """(value, name) of each class by ascending value, of an object that has values as keys or names as keys."""
+    """Read (value, name) of each class by ascending value, of an object that has values as keys or names as keys."""
     if classes and all(key.isdecimal() and isinstance(name, str) for key, name in classes.items()):
         return sorted((int(value), name) for value, name in classes.items())
     if classes and all(type(value) is int for value in classes.values()):
@@ -132,7 +139,7 @@ def _pairs(classes: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def _void_values(facts: dict[str, Any], values: list[int], ignore_index: int) -> list[int]:
-    """What is no class in the masks; by default the ignore index, which gives way to a class of this value."""
+    """Read what is no class in the masks; by default the ignore index, which gives way to a class of this value."""
     given = [key for key in ("void_value", "void_values") if key in facts]
     if not given:
         return [] if ignore_index in values else [ignore_index]
@@ -157,8 +164,8 @@ def _is_value(value: Any) -> bool:
     return type(value) is int and 0 <= value < 65536
 
 
-def _is_colour(colour: Any) -> bool:
-    return isinstance(colour, list) and len(colour) == 3 and all(_is_value(c) and c < 256 for c in colour)
+def _is_color(color: Any) -> bool:
+    return isinstance(color, list) and len(color) == 3 and all(_is_value(c) and c < 256 for c in color)
 
 
 def _kind(value: Any) -> str:
@@ -169,7 +176,7 @@ def _kind(value: Any) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; of a key that is there twice Python would take the last one."""
+    """Refuse a key that is twice in an object of JSON, of which Python would take the last one."""
     facts = dict(pairs)
     if len(facts) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -178,7 +185,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def classes_json(labels: LabelSet) -> str:
-    """A classes.json for masks that hold the class ids of `labels` themselves, whatever its published files hold."""
+    """Write a classes.json for masks that hold the class ids of `labels`, whatever its published files hold."""
     facts = {
         "name": labels.name,
         "title": labels.title,

@@ -12,32 +12,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-from offseg_hf.data.classes_json import FILE_NAME, read_classes
+from offseg_hf.data.classes_json import FILE_NAME
 from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import Problem, SplitFiles, find_split, read_layout
-from offseg_hf.data.source import classes_beside, open_folder, open_on_hub, source_folder
-from offseg_hf.utils.texts import expand, printable
+from offseg_hf.data.source import DataSource, classes_beside, open_folder, open_on_hub, source_folder
 
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    Data = Dataset | IterableDataset
-    DataDict = DatasetDict | IterableDatasetDict
+    Data: TypeAlias = Dataset | IterableDataset
+    DataDict: TypeAlias = DatasetDict | IterableDatasetDict
 
 SHOWN_PROBLEMS = 5
-
-
-class ReadingOptions(TypedDict, total=False):
-    """What functions that read data take beside its source and split, see `load_segmentation_data`."""
-
-    config_name: str | None
-    revision: str | None
-    image_column: str | None
-    label_column: str | None
-    labels: LabelSet | str | Path | None
+NOT_OF_FOLDERS = ("config_name", "revision", "image_column", "label_column")
 
 
 def load_segmentation_data(
@@ -51,52 +43,52 @@ def load_segmentation_data(
     labels: LabelSet | str | Path | None = None,
     streaming: bool = False,
 ) -> Data | DataDict:
-    """The data set, or one split of it; nothing is decoded, or downloaded when streaming, before it is read.
+    """Load a data set, or one split of it; nothing is decoded, or downloaded when streaming, before it is read.
 
-    source: a folder in one of the layouts of `data.layouts`, a folder written by `save_to_disk` or of parquet files,
-        the id of a data set on the Hub, or a data set that is loaded already.
-    split: train, validation (or val) or test. Of a data set on the Hub the others are not downloaded.
-    config_name: of a data set that comes in several configurations.
-    revision: branch, tag or commit of a data set on the Hub; by default its newest state.
-    image_column, label_column: for data sets that name them otherwise; not for folders of images.
-    labels: the classes and their values in the files: a label set, the name of a benchmark, or a classes.json. Needed
-        where the data does not come with them; a classes.json beside it, also on the Hub, is found. The benchmarks'
-        folders have their own.
+    Args:
+        source: a folder, the name of a data set on the Hub, or a data set that is loaded already: see `DataSource`,
+            which has the next five options.
+        config_name: of a data set that comes in several configurations.
+        revision: branch, tag or commit of a data set on the Hub.
+        image_column: of the images, where it is not `image`.
+        label_column: of the label maps, where it is not `label`.
+        labels: the classes, where the data does not come with them.
+        split: train, validation (or val) or test. Of a data set on the Hub the others are not downloaded.
+        streaming: read from the Hub without downloading it first.
 
-    Raises ValueError with the names of the files if a half of a pair is missing, a split is empty or unknown, or the
-    classes are not known.
+    Raises:
+        ValueError: with the names of the files if a half of a pair is missing, a split is empty or unknown, or the
+            classes are not known.
     """
-    labels = None if labels is None else resolve_labels(labels)
-    folder = source_folder(source)
+    data = DataSource(source, config_name, revision, image_column, label_column, labels)
+    return load_data(data, split, streaming)
+
+
+def load_data(source: DataSource, split: str | None = None, streaming: bool = False) -> Data | DataDict:
+    """Load a data set, or one split of it, as `load_segmentation_data` does."""
+    labels, folder = source.label_set(), source_folder(source.path)
     files = None if folder is None else read_layout(folder, labels)
     if files is not None:
-        refuse_options(
-            source,
-            "a folder of images",
-            config_name=config_name,
-            revision=revision,
-            image_column=image_column,
-            label_column=label_column,
-        )
-        data = _load_files(str(source), files, split)
+        source.refuse("a folder of images", *NOT_OF_FOLDERS)
+        data = _load_files(source.name, files, split)
     else:
-        name = str(source) if isinstance(source, str | Path) else "the data set"
-        data = _open(source, folder, split, config_name, revision, streaming)
-        if isinstance(source, str | Path):
-            labels = labels or classes_beside(folder or name, revision)
+        data = _open(source, folder, split, streaming)
+        if isinstance(source.path, str | Path):
+            labels = labels or classes_beside(folder or source.name, source.revision)
         if split is not None and isinstance(data, dict):
-            data = data[find_split(name, data, split)]
-        data = _map_splits(data, partial(_with_columns, name, image_column, label_column, labels))
+            data = data[find_split(source.name, data, split)]
+        data = _map_splits(data, partial(_with_columns, source, labels))
     for part_name, part in _splits(data):
         if hasattr(part, "__len__") and len(part) == 0:  # of streaming data nobody knows yet
-            raise ValueError(f"{source}: {part_name or 'the data set'} is empty")
+            raise ValueError(f"{source.name}: {part_name or 'the data set'} is empty")
     return _map_splits(data, _to_streaming) if streaming else data
 
 
 def label_set_of(data: Data | DataDict) -> LabelSet:
-    """Names, palette and ignore index of data that `load_segmentation_data` returned, also after map or shuffle.
+    """Return names, palette and ignore index of data that `load_segmentation_data` returned.
 
-    Of a streaming data set ask before `map`, which forgets the types of columns.
+    It may have been mapped or shuffled since. Of a streaming data set ask before `map`, which forgets the types of
+    columns.
     """
     from offseg_hf.data.label_image import LabelImage
 
@@ -108,41 +100,19 @@ def label_set_of(data: Data | DataDict) -> LabelSet:
 
 
 def sample_name(data: Dataset, index: int) -> str:
-    """The file of a sample as the data set names it, without reading it; its index if it has no name."""
+    """Return the file of a sample as the data set names it, without reading it; its index if it has no name."""
     from datasets import Image
 
     cell = data.select_columns("image").cast_column("image", Image(decode=False))[index]["image"]
     return (cell or {}).get("path") or f"sample {index}"
 
 
-def resolve_labels(labels: LabelSet | str | Path) -> LabelSet:
-    """A label set by the name of a benchmark or the path of a classes.json."""
-    if isinstance(labels, LabelSet):
-        return labels
-    if str(labels) in LABEL_SETS:
-        return LABEL_SETS[str(labels)]
-    path = expand(labels) if isinstance(labels, str | Path) else None
-    if path is not None and path.is_dir():
-        path /= FILE_NAME
-    if path is None or not path.is_file():
-        known, got = ", ".join(LABEL_SETS), str(labels) if isinstance(labels, Path) else labels
-        raise ValueError(printable(f"expected labels {known} or the path of a {FILE_NAME}, got {got!r}"))
-    return read_classes(path)
-
-
 def select_files(source: str, files: dict[str, SplitFiles], split: str | None) -> dict[str, SplitFiles]:
-    """The splits asked for: all, or the one named."""
+    """Return the splits asked for: all, or the one named."""
     if split is None:
         return files
     name = find_split(source, files, split)
     return {name: files[name]}
-
-
-def refuse_options(source: str | Path, kind: str, **options: str | None) -> None:
-    """Raise ValueError for the first option that is given, though a source of this kind has no such thing."""
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"{source}: expected no {name}, which {kind} does not have, got {value!r}")
 
 
 # -- folders of images -----------------------------------------------------------------------------------------------
@@ -162,7 +132,7 @@ def _load_files(source: str, files: dict[str, SplitFiles], split: str | None) ->
 
 
 def dataset_of(files: SplitFiles, split: str) -> Dataset:
-    """The pairs of a split, as paths that are opened when they are read."""
+    """Return the pairs of a split, as paths that are opened when they are read."""
     from datasets import Dataset, Features, Image
 
     from offseg_hf.data.label_image import LabelImage
@@ -174,7 +144,7 @@ def dataset_of(files: SplitFiles, split: str) -> Dataset:
 
 
 def problem_text(problems: list[Problem]) -> str:
-    """The first problems, and how many more there are."""
+    """Return the first problems, and how many more there are."""
     shown = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
         shown.append(f"and {len(problems) - SHOWN_PROBLEMS} more (`offseg data check` lists all)")
@@ -190,41 +160,34 @@ def _to_streaming(data: Data) -> IterableDataset:
 # -- columns of data sets --------------------------------------------------------------------------------------------
 
 
-def _open(
-    source: str | Path | Dataset | DatasetDict,
-    folder: Path | None,
-    split: str | None,
-    config_name: str | None,
-    revision: str | None,
-    streaming: bool,
-) -> Data | DataDict:
-    """What is not a folder of images, with the columns that it has; of what is on the Hub perhaps one split only."""
-    if not isinstance(source, str | Path):
-        refuse_options("the data set", "what is loaded already", config_name=config_name, revision=revision)
-        return source
+def _open(source: DataSource, folder: Path | None, split: str | None, streaming: bool) -> Data | DataDict:
+    """Open what is not a folder of images, with its own columns; of what is on the Hub perhaps one split only."""
+    if not isinstance(source.path, str | Path):
+        source.refuse("what is loaded already", "config_name", "revision")
+        return source.path
     if folder is None:
-        return open_on_hub(str(source), split, config_name, revision, streaming)
-    refuse_options(source, "a folder", revision=revision)
-    return open_folder(folder, config_name, streaming)
+        return open_on_hub(source, split, streaming)
+    source.refuse("a folder", "revision")
+    return open_folder(folder, source.config_name, streaming)
 
 
-def _with_columns(
-    source: str, image_column: str | None, label_column: str | None, labels: LabelSet | None, data: Data
-) -> Data:
+def _with_columns(source: DataSource, labels: LabelSet | None, data: Data) -> Data:
     from datasets import Dataset, Image, IterableDataset
 
     from offseg_hf.data.label_image import LabelImage
 
     if data.features is None:  # of streaming data that does not say so itself, by its first samples
         data = data.cast(Dataset.from_list(list(data.take(5))).features)
-    features = data.features
-    names = {"image": image_column or "image", "label": label_column or "label"}
+    place, features = source.name, data.features
+    names = {"image": source.image_column or "image", "label": source.label_column or "label"}
     for role, name in names.items():
         if name not in features:
             columns = ", ".join(features)
-            raise ValueError(f"{source}: no column {name!r}, it has {columns}; pass the right one as {role}_column")
+            raise ValueError(
+                f"{source.name}: no column {name!r}, it has {columns}; pass the right one as {role}_column"
+            )
         if not isinstance(features[name], Image):
-            raise ValueError(f"{source}: column {name!r} must hold images, it is {type(features[name]).__name__}")
+            raise ValueError(f"{place}: column {name!r} must hold images, it is {type(features[name]).__name__}")
     data = data.select_columns(list(names.values()))
     for role, name in names.items():
         data = data if role == name else data.rename_column(name, role)
@@ -232,11 +195,13 @@ def _with_columns(
             data = data.cast_column(role, replace(features[name], decode=True))
     if isinstance(features[names["label"]], LabelImage):
         if labels is not None and tuple(features[names["label"]].names) != labels.names:
-            raise ValueError(f"{source}: it has class names already, others than {labels.title}")
+            raise ValueError(f"{place}: it has class names already, others than {labels.title}")
         return data
     if labels is None:
         known = ", ".join(LABEL_SETS)
-        raise ValueError(f"{source}: its classes are not known; pass labels: {known} or the path of a {FILE_NAME}")
+        raise ValueError(
+            f"{source.name}: its classes are not known; pass labels: {known} or the path of a {FILE_NAME}"
+        )
     # Cells are marked as files of the data set's encoding, and what `map` writes into the column later is not. `map`
     # of a streaming data set does not write into it: there the type itself may say so.
     data = data.cast_column("label", LabelImage.of(labels, raw=True))
@@ -244,7 +209,7 @@ def _with_columns(
 
 
 def _map_splits(data: Data | DataDict, change: Callable[[Data], Data]) -> Data | DataDict:
-    """`change` on each split, whose types may become others."""
+    """Return what `change` makes of each split, whose types may become others."""
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
     if not isinstance(data, dict):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offseg_hf.data.layouts import find_split
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def load_from_hub(
     name: str, split: str | None, config_name: str | None, revision: str | None, streaming: bool
 ) -> DatasetDict | IterableDatasetDict:
-    """The splits of a data set on the Hub; what would have to be downloaded is one of them, if it is named."""
+    """Load the splits of a data set on the Hub, of which one is downloaded, if it is named."""
     from datasets import load_dataset, load_dataset_builder
 
     try:
@@ -46,7 +46,7 @@ def load_from_hub(
 
 
 def _load_kept_files(name: str, split: str | None, config_name: str | None, revision: str | None) -> DatasetDict:
-    """Of parquet files that were downloaded before; LocalEntryNotFoundError if the split, or any, is not whole."""
+    """Load parquet files that were downloaded before; LocalEntryNotFoundError if a split is not whole."""
     from datasets import DatasetDict, load_dataset
     from datasets.data_files import sanitize_patterns
     from datasets.info import DatasetInfosDict
@@ -60,7 +60,7 @@ def _load_kept_files(name: str, split: str | None, config_name: str | None, revi
     config_name = config_name or configurations.get_default_config_name() or "default"
     patterns = sanitize_patterns(configurations.get(config_name, {}).get("data_files", {}))
     info = DatasetInfosDict.from_dataset_card_data(card).get(config_name)
-    data = {}
+    data: dict[str, Any] = {}
     for key in patterns if split is None else [find_split(name, patterns, split)]:
         files = sorted(str(path) for pattern in patterns[key] for path in folder.glob(pattern))
         if files:
@@ -72,7 +72,7 @@ def _load_kept_files(name: str, split: str | None, config_name: str | None, revi
 
 @contextmanager
 def known_configuration(source: str, config_name: str | None) -> Iterator[None]:
-    """Tells which configurations there are, if one has to be named, or there is none of that name."""
+    """Tell which configurations there are, if one has to be named, or there is none of that name."""
     try:
         yield
     except ValueError as error:

@@ -28,11 +28,16 @@ UNKNOWN = 65535  # in the table: the value is none of the data set's
 class LabelImage(Image):
     """Label maps that decode to class ids 0..K-1 and `ignore_index`: mode L, or I;16 if an id needs it.
 
-    names, palette, ignore_index: of the classes.
-    raw_ids, void_ids: values in the files of the classes, and of what is no class; any other value is an error, which
-        names the file.
-    raw: whether cells that do not say so themselves are such files; otherwise they hold class ids, as the images do
-        that `Dataset.map` makes out of what it read. Each cell remembers which of the two it is.
+    Args:
+        name: of the label set.
+        title: the same for people.
+        names: of the classes.
+        palette: colors of the classes.
+        raw_ids: values of the classes in the files.
+        void_ids: values in the files that are no class; any other value is an error, which names the file.
+        ignore_index: what those become.
+        raw: whether cells that do not say so themselves are such files; otherwise they hold class ids, as the images
+            do that `Dataset.map` makes out of what it read. Each cell remembers which of the two it is.
     """
 
     name: str = ""
@@ -49,13 +54,13 @@ class LabelImage(Image):
 
     @classmethod
     def of(cls, labels: LabelSet, raw: bool = False, decode: bool = True) -> "LabelImage":
-        """The column of a label set whose files hold its `raw_ids` and `void_ids`."""
+        """Return the column of a label set whose files hold its `raw_ids` and `void_ids`."""
         return cls(
             decode=decode,
             name=labels.name,
             title=labels.title,
             names=list(labels.names),
-            palette=[list(colour) for colour in labels.palette],
+            palette=[list(color) for color in labels.palette],
             raw_ids=list(labels.raw_ids),
             void_ids=list(labels.void_ids),
             ignore_index=labels.ignore_index,
@@ -63,7 +68,7 @@ class LabelImage(Image):
         )
 
     def label_set(self) -> LabelSet:
-        """The benchmark's label set where it is one, however its files are encoded; else the files' own."""
+        """Return the benchmark's label set where it is one, however its files are encoded; else the files' own."""
         known = LABEL_SETS.get(self.name)
         if known is not None and list(known.names) == self.names:
             return known
@@ -72,7 +77,7 @@ class LabelImage(Image):
             name=self.name,
             title=self.title,
             names=tuple(self.names),
-            palette=tuple(tuple(colour) for colour in self.palette),
+            palette=tuple(tuple(color) for color in self.palette),
             raw_ids=tuple(self.raw_ids),
             void_ids=tuple(self.void_ids),
             reduce_zero_label=counts_from_one,
@@ -80,17 +85,18 @@ class LabelImage(Image):
         )
 
     def undecoded(self) -> "LabelImage":
-        """The column that gives bytes and path of the files."""
-        return replace(self, decode=False)
+        """Return the column that gives bytes and path of the files."""
+        return replace(self, decode=False)  # type: ignore[call-arg] # a field of Image
 
     def encode_example(self, value: Any) -> dict:
+        """Encode a cell as `datasets` stores it, with what it holds."""
         if isinstance(value, dict) and "raw" in value:
             return value
         is_file = isinstance(value, str | Path | bytes | dict)  # images in memory hold ids, as they are read
         return {**Image().encode_example(value), "raw": self.raw and is_file}
 
     def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PILImage.Image:
-        """The class ids of a cell, as `read` does, with the file's name in its errors."""
+        """Return the class ids of a cell, as `read` does, with the file's name in its errors."""
         if not isinstance(value, dict):
             return value  # decoded already
         try:
@@ -111,7 +117,7 @@ class LabelImage(Image):
         if image.format in ("JPEG", "MPO"):
             raise ValueError("expected a label map without loss, got a JPEG, which changes ids: use PNG")
         if image.mode not in ONE_CHANNEL:
-            reason = "floats are no ids" if image.mode == "F" else "colours cannot be turned back into classes"
+            reason = "floats are no ids" if image.mode == "F" else "colors cannot be turned back into classes"
             raise ValueError(
                 f"expected a label map of one id per pixel, got a picture of mode {image.mode}; {reason}, "
                 "save the ids as a grayscale or palette PNG"
@@ -120,7 +126,7 @@ class LabelImage(Image):
         return self._to_ids(image, self.raw if raw is None else raw)
 
     def _table(self, raw: bool) -> np.ndarray:
-        """Class id of each value in the file; UNKNOWN for values that should not occur."""
+        """Return the class id of each value in the file; UNKNOWN for values that should not occur."""
         cached = self.__dict__.setdefault("_tables", {})
         if raw not in cached:
             classes = self.raw_ids if raw else range(len(self.names))
@@ -165,6 +171,7 @@ class LabelImage(Image):
     # -- Arrow: as of images, and of each cell whether it is a file in the data set's encoding -----------------------
 
     def cast_storage(self, storage: pa.Array) -> pa.StructArray:
+        """Cast an array to the type of the column."""
         raw = None
         if pa.types.is_struct(storage.type) and storage.type.get_field_index("raw") >= 0:
             raw = storage.field("raw")
@@ -173,6 +180,7 @@ class LabelImage(Image):
         return _with_raw(Image().cast_storage(storage), raw)
 
     def embed_storage(self, storage: pa.StructArray, *args, **kwargs) -> pa.StructArray:
+        """Put the content of files into an array that has their paths."""
         plain = pa.StructArray.from_arrays(
             [storage.field("bytes"), storage.field("path")], ["bytes", "path"], mask=storage.is_null()
         )
@@ -183,7 +191,7 @@ class LabelImage(Image):
 
 
 def encode_ids(ids: PILImage.Image) -> bytes:
-    """A map of class ids as PNG."""
+    """Encode a map of class ids as PNG."""
     buffer = BytesIO()
     ids.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -195,7 +203,7 @@ def _with_raw(images: pa.StructArray, raw: pa.Array) -> pa.StructArray:
 
 
 def _ranges(values: list[int]) -> list[str]:
-    """Sorted values as "0-10", "12", ..."""
+    """Write sorted values as "0-10", "12", ..."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][1] + 1:

@@ -1,8 +1,8 @@
-"""Class names, colours and ids of the four benchmarks, in the official order.
+"""Class names, colors and ids of the four benchmarks, in the official order.
 
 From HVision-NKU/OffSeg @ 1414f6d, mmseg/datasets. `label_sets.json` lists one class per line: name, value in the data
-set's own PNG files, colour. The position in the list is the id a model is trained on. Colours are not unique (ADE20K
-paints road and skyscraper alike): a colour cannot be turned back into a class.
+set's own PNG files, color. The position in the list is the id a model is trained on. Colors are not unique (ADE20K
+paints road and skyscraper alike): a color cannot be turned back into a class.
 """
 
 import colorsys
@@ -18,10 +18,16 @@ IGNORE_INDEX = 255
 class LabelSet:
     """The classes of one data set; index i of `names`, `palette` and `raw_ids` is class id i.
 
-    raw_ids: the classes' values in the annotation files as published (of Cityscapes the labelIds files).
-    void_ids: the other values that occur there; they are not evaluated and become `ignore_index`.
-    reduce_zero_label: whether raw values count from 1 and 0 is void, so that `do_reduce_labels` of the image processor
-        makes class ids of them.
+    Args:
+        name: of the label set.
+        title: the same for people.
+        names: of the classes.
+        palette: their colors.
+        raw_ids: their values in the annotation files as published (of Cityscapes the labelIds files).
+        void_ids: the other values that occur there; they are not evaluated and become `ignore_index`.
+        reduce_zero_label: whether raw values count from 1 and 0 is void, so that `do_reduce_labels` of the image
+            processor makes class ids of them.
+        ignore_index: the id of what is no class.
     """
 
     name: str
@@ -37,26 +43,26 @@ class LabelSet:
         return len(self.names)
 
     def id2label(self) -> dict[int, str]:
-        """Class names by id, as `PreTrainedConfig.id2label` wants them."""
+        """Return class names by id, as `PreTrainedConfig.id2label` wants them."""
         return dict(enumerate(self.names))
 
     def label2id(self) -> dict[str, int]:
-        """Ids by class name, as `PreTrainedConfig.label2id` wants them."""
+        """Return ids by class name, as `PreTrainedConfig.label2id` wants them."""
         return {name: index for index, name in enumerate(self.names)}
 
     def raw_to_train_id(self) -> dict[int, int]:
-        """Class ids by value in the annotation files, void values included; any other value there is an error."""
+        """Return class ids by value in the annotation files, of void values too; any other value is an error."""
         return dict.fromkeys(self.void_ids, self.ignore_index) | {raw: i for i, raw in enumerate(self.raw_ids)}
 
 
-def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours for classes that have none: consecutive ids are far apart in hue, whatever their number."""
+def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Make colors for classes that have none: consecutive ids are far apart in hue, whatever their number."""
     golden_ratio = (5**0.5 - 1) / 2
-    colours = (
+    colors = (
         colorsys.hls_to_rgb(i * golden_ratio % 1, (0.45, 0.6, 0.75)[i % 3], (0.85, 0.6)[i // 3 % 2])
         for i in range(count)
     )
-    return tuple(tuple(round(255 * channel) for channel in colour) for colour in colours)
+    return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors)
 
 
 def _read_label_sets() -> dict[str, LabelSet]:
@@ -66,7 +72,7 @@ def _read_label_sets() -> dict[str, LabelSet]:
             name=name,
             title=table["title"],
             names=tuple(label for label, _, _ in table["classes"]),
-            palette=tuple(tuple(bytes.fromhex(colour[1:])) for _, _, colour in table["classes"]),
+            palette=tuple((*bytes.fromhex(color[1:]),) for _, _, color in table["classes"]),
             raw_ids=tuple(raw for _, raw, _ in table["classes"]),
             void_ids=tuple(table["void_ids"]),
             reduce_zero_label=table["reduce_zero_label"],
@@ -79,5 +85,5 @@ LABEL_SETS: dict[str, LabelSet] = _read_label_sets()
 
 
 def plain_name(name: str) -> str:
-    """The name of a class by which it is known again: case and punctuation are no difference."""
+    """Return the name of a class by which it is known again: case and punctuation are no difference."""
     return "".join(character for character in name.casefold() if character.isalnum())

@@ -1,6 +1,6 @@
-"""Where the images and label maps of a data set lie: the benchmarks' folders as published, and plain folders.
+"""Layouts: where images and label maps of a data set lie, in the benchmarks' folders as published and in plain ones.
 
-Layouts (`...` is any name, what is in braces one of these):
+They are (`...` is any name, what is in braces one of these):
 
     ADE20K           images/{training,validation}/....jpg, annotations/{training,validation}/....png
     Cityscapes       leftImg8bit/{train,val,test}/<city>/..._leftImg8bit.png,
@@ -44,11 +44,27 @@ SPLITS = {  # in lower case
     "testing": "test",
 }
 ROOTS = ("", "ADEChallengeData2016", "coco_stuff164k", "VOCdevkit/VOC2010", "VOC2010", "cityscapes")
-IMAGE_ENDINGS = tuple(".jpg .jpeg .jfif .png .webp .avif .tif .tiff .bmp .gif .jp2 .ppm .pgm .pbm .tga".split())
+IMAGE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".avif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".tga",
+)
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 NOT_FOR_MASKS = {  # pictures, but not of ids
     **dict.fromkeys((".jpg", ".jpeg", ".jfif"), "JPEG changes ids"),
-    ".webp": "WebP holds colours",
+    ".webp": "WebP holds colors",
     ".gif": "GIF may renumber ids",
 }
 SEPARATORS = "._- "  # between the name of a file and what is added to it
@@ -59,7 +75,13 @@ LIST_WORDS = {"list", "lists", "file", "files", "name", "names", "image", "image
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with which file or folder; `cause` is the error that told, if one did."""
+    """A problem with a file or folder.
+
+    Args:
+        file: or folder.
+        message: what is wrong with it.
+        cause: the error that told, if one did.
+    """
 
     file: str
     message: str
@@ -71,9 +93,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The (image, label map) pairs of a split, by name; `labels` says how these label maps are encoded.
+    """The files of a split.
 
-    problems: what keeps the split from being read as a whole. notes: what was done that may not be what was meant.
+    Args:
+        labels: how its label maps are encoded.
+        pairs: (image, label map), by name.
+        problems: what keeps the split from being read as a whole.
+        notes: what was done that may not be what was meant.
     """
 
     labels: LabelSet
@@ -115,10 +141,11 @@ def find_split(source: str, names: Iterable[str], split: str) -> str:
 
 
 def read_layout(folder: str | Path, labels: LabelSet | None = None) -> dict[str, SplitFiles] | None:
-    """The files of each split of a folder in one of the layouts above; None if it is in none of them.
+    """List the files of each split of a folder in one of the layouts above; None if it is in none of them.
 
-    folder: may also be the one that the archive of a benchmark was unpacked to.
-    labels: of a plain folder, instead of its classes.json. A benchmark's folder knows its own: others are an error.
+    Args:
+        folder: may also be the one that the archive of a benchmark was unpacked to.
+        labels: of a plain folder, instead of its classes.json. A benchmark's folder has its own: others are an error.
     """
     if labels is not None and all(_inside(Path(folder), name).is_dir() for name in ("images", "masks")):
         return _plain(Path(folder), labels)
@@ -134,7 +161,7 @@ def read_layout(folder: str | Path, labels: LabelSet | None = None) -> dict[str,
 
 
 def is_layout(folder: Path) -> bool:
-    """Whether `read_layout` finds something in a folder."""
+    """Return whether `read_layout` finds something in a folder."""
     return any(matches(folder / name) for name in ROOTS for _, _, matches, _ in LAYOUTS)
 
 
@@ -175,7 +202,7 @@ def _cocostuff(root: Path) -> dict[str, SplitFiles]:
 
 
 def _encoding(labels: LabelSet, folder: Path, raw_ending: str, prefix: str) -> tuple[LabelSet, str]:
-    """How the label maps in a folder are encoded, and how their names end: in published ids if there is one such."""
+    """Find how the label maps in a folder are encoded, and how their names end: in published ids if one is."""
     converted_ending = f"{prefix}labelTrainIds.png"
     names = (name for _, _, files in os.walk(folder) for name in files)
     if any(name.endswith(raw_ending) and not name.endswith(converted_ending) for name in names):
@@ -231,7 +258,7 @@ def _plain(root: Path, labels: LabelSet | None = None) -> dict[str, SplitFiles]:
 def _plain_folders(
     root: Path, folders: tuple[Path, Path], inner: list[list[str]], lists: list[str], labels: LabelSet
 ) -> dict[str, SplitFiles]:
-    """images/train ... and masks/train ..., which may differ in case or be another word for the same split."""
+    """Pair images/train ... and masks/train ..., which may differ in case or be another word for the same split."""
     split_names = [[name for name in names if name.lower() in SPLITS] for names in inner]
     for names in split_names:
         _check_distinct(root, names)
@@ -240,12 +267,12 @@ def _plain_folders(
     for split in dict.fromkeys(SPLITS.values()):
         if split in called[0] or split in called[1]:
             names = [own.get(split) or other[split] for own, other in (called, called[::-1])]
-            images, masks = (folder / name for folder, name in zip(folders, names))
+            images, masks = (folder / name for folder, name in zip(folders, names, strict=True))
             splits[split] = _pair_folders(images, masks, labels, is_plain=True)
     loose = sorted({name for names in inner for name in names if name.lower() not in SPLITS})
     problems = [Problem(str(root / "*" / name), "is none of the splits " + ", ".join(SPLITS)) for name in loose]
     notes = [f"{root / name} is not read, the splits are folders" for name in lists]
-    for folder, endings in zip(folders, (IMAGE_ENDINGS, MASK_ENDINGS)):
+    for folder, endings in zip(folders, (IMAGE_ENDINGS, MASK_ENDINGS), strict=True):
         if files := _names(folder, *endings):
             notes.append(f"in no split of {folder}, and not read: {_listed(files)}")
     first = next(iter(splits))
@@ -259,7 +286,7 @@ def _looks_like_list(name: str) -> bool:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The folder of this name in any case, if there is one; the name as it is comes first."""
+    """Find the folder of this name in any case, if there is one; the name as it is comes first."""
     if (root / name).is_dir() or not root.is_dir():
         return root / name
     return next(
@@ -275,7 +302,7 @@ def _inner_folders(folder: Path) -> list[str]:
 
 
 def _names(folder: Path, *endings: str) -> list[str]:
-    """The files in a folder, not below it, that end so in any case."""
+    """List the files in a folder, not below it, that end so in any case."""
     if not folder.is_dir():
         return []
     names = (entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
@@ -294,7 +321,7 @@ def _check_distinct(root: Path, names: list[str]) -> None:
 
 
 def _without_leaks(root: Path, lists: list[str], splits: dict[str, SplitFiles]) -> dict[str, SplitFiles]:
-    """What is in the list to train on too is a problem of the other lists: scores on it tell nothing."""
+    """Find a problem of the other lists if they share with the list to train on: scores on it tell nothing."""
     called = {canonical_split(name[:-4]): name for name in lists}
     trained = {*splits["train"].pairs} if "train" in splits else set()
     for split, part in splits.items():
@@ -354,7 +381,7 @@ LAYOUTS = (
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
-    """Files below a folder by their relative name without ending; names that begin with a dot are not of the data.
+    """List the files below a folder by their relative name without ending; not those that begin with a dot.
 
     Letters with accents are one character in the names: some systems write two, and a file has either name there.
     """
@@ -370,7 +397,7 @@ def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every file below a folder, as (name relative to it, path); none if there is no such folder."""
+    """Yield every file below a folder, as (name relative to it, path); none if there is no such folder."""
     if not folder.is_dir():
         return
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
@@ -392,7 +419,7 @@ def _pair_folders(images: Path, masks: Path, labels: LabelSet, is_plain: bool = 
 
 
 def _named_alike(images: dict[str, str], masks: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The masks by the names of their images, where these differ in a way that leaves no doubt; and notes on it."""
+    """Name masks as their images, where the names differ in a way that leaves no doubt; and note it."""
     notes = []
     if images.keys().isdisjoint(masks):
         image_ending, mask_ending = _common_endings(images, masks)
@@ -412,7 +439,7 @@ def _named_alike(images: dict[str, str], masks: dict[str, str]) -> tuple[dict[st
 
 
 def _common_endings(images: Iterable[str], masks: Iterable[str]) -> tuple[str, str]:
-    """What all images and all masks end in, such as "" and "_mask", beside names that are the same; "" if nothing."""
+    """Find what all images and all masks end in, such as "" and "_mask", beside names that are the same."""
     images, masks = list(images), list(masks)
     for mask_ending in ("", *_endings_of_all(masks)):
         for image_ending in ("", *(_endings_of_all(images) if len(images) > 1 else ())):
@@ -423,7 +450,7 @@ def _common_endings(images: Iterable[str], masks: Iterable[str]) -> tuple[str, s
 
 
 def _endings_of_all(names: list[str]) -> list[str]:
-    """Words that all names end in, each with the character that sets it off, from the shortest."""
+    """Find the words that all names end in, each with the character that sets it off, from the shortest."""
     last = os.path.basename(names[0]) if names else ""
     places = [place for place in range(len(last) - 1, 0, -1) if last[place] in SEPARATORS]
     endings = [last[place:] for place in places if re.search("[^\\W\\d_]", last[place:])]
@@ -431,7 +458,7 @@ def _endings_of_all(names: list[str]) -> list[str]:
 
 
 def _without_image_ending(name: str) -> str:
-    """0 for 0.jpg: some tools add the ending of masks to the whole name of the image."""
+    """Return 0 for 0.jpg: some tools add the ending of masks to the whole name of the image."""
     return next((name[: -len(ending)] for ending in IMAGE_ENDINGS if name.lower().endswith(ending)), name)
 
 
@@ -443,7 +470,7 @@ def _pair(
     labels: LabelSet,
     notes: Iterable[str] = (),
 ) -> SplitFiles:
-    """What has the same name in both; the rest is a problem each, and so is having nothing at all."""
+    """Pair what has the same name in both; the rest is a problem each, and so is having nothing at all."""
     if not images and not masks:
         others = [name for name, _ in _walk(image_folder)]
         found = f", but {_listed(others)}; photos end in {', '.join(IMAGE_ENDINGS)}" if others else ""
@@ -451,15 +478,13 @@ def _pair(
     pairs = [(images[key], masks[key]) for key in sorted(images.keys() & masks.keys())]
     problems = []
     if lonely := sorted(images.keys() - masks.keys()):
-        others = _OtherFiles(mask_folder, {mask for _, mask in pairs}, MASK_ENDINGS)
+        near = _OtherFiles(mask_folder, {mask for _, mask in pairs}, MASK_ENDINGS)
         problems += [
-            Problem(images[key], f"no label map of this name in {mask_folder}{others.like(key)}") for key in lonely
+            Problem(images[key], f"no label map of this name in {mask_folder}{near.like(key)}") for key in lonely
         ]
     if lonely := sorted(masks.keys() - images.keys()):
-        others = _OtherFiles(image_folder, {image for image, _ in pairs}, IMAGE_ENDINGS)
-        problems += [
-            Problem(masks[key], f"no image of this name in {image_folder}{others.like(key)}") for key in lonely
-        ]
+        near = _OtherFiles(image_folder, {image for image, _ in pairs}, IMAGE_ENDINGS)
+        problems += [Problem(masks[key], f"no image of this name in {image_folder}{near.like(key)}") for key in lonely]
     pairs, unreadable = _with_names_of_text(pairs)
     return SplitFiles(labels, pairs, [*problems, *unreadable], list(notes))
 
@@ -472,7 +497,7 @@ class _OtherFiles:
         self.endings = endings
 
     def like(self, key: str) -> str:
-        """What a message on a missing file of this name may add: what is there instead, and what is wrong with it."""
+        """Say, for a message on a missing file of this name, what is there instead and what is wrong with it."""
         found = []
         for beginning in (key + separator for separator in SEPARATORS):
             first = bisect_left(self.names, beginning)
@@ -490,7 +515,7 @@ class _OtherFiles:
 
 
 def _with_names_of_text(pairs: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[Problem]]:
-    """The pairs whose names are text, which columns of paths are made of, and a problem for each other file."""
+    """Keep the pairs whose names are text, which columns of paths are made of; each other file is a problem."""
     pairs, message = list(pairs), "its name is no UTF-8, which tables of paths need: rename it"
     problems = [Problem(name, message) for pair in pairs for name in pair if not is_utf8(name)]
     return [pair for pair in pairs if all(map(is_utf8, pair))], problems
@@ -505,7 +530,7 @@ def _pair_list(
     labels: LabelSet,
     notes: Iterable[str] = (),
 ) -> SplitFiles:
-    """The pairs whose names a text file lists, with or without an ending, one in a line."""
+    """Pair the names that a text file lists, with or without an ending, one in a line."""
     lines = [normalize("NFC", line.strip()) for line in read_text(path, "surrogateescape").split("\n")]
     lines = [line for line in lines if line]
     keys = dict.fromkeys(_listed_key(line, images, masks) for line in lines)
@@ -525,7 +550,7 @@ def _pair_list(
 
 
 def _listed_key(line: str, images: Mapping[str, str], masks: Mapping[str, str]) -> str:
-    """The name that a line of a list means: with an ending perhaps, or as Windows or a shell write paths."""
+    """Find the name that a line of a list means: with an ending perhaps, or as Windows or a shell write paths."""
     for name in (line, line.replace("\\", "/").removeprefix("./")):
         for key in (name, os.path.splitext(name)[0]):
             if key in images or key in masks:

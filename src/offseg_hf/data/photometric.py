@@ -2,7 +2,7 @@
 
 The official code (mmseg's PhotoMetricDistortion, on OpenCV) leaves uint8 only within a step: every step truncates, and
 saturation and hue each go to OpenCV's 8-bit HSV (hue in 0..179) and back. The arithmetic here is the same, bit by bit
-(all 2^24 colours and all HSV triples compared with OpenCV 4.11 and 5.0): brightness and contrast are tables of 256
+(all 2^24 colors and all HSV triples compared with OpenCV 4.11 and 5.0): brightness and contrast are tables of 256
 entries, the way back from HSV a table over hue and saturation. One exception: OpenCV rounds instead of truncating at
 the right end of rows whose width is no multiple of its vectors (32), on the way back from HSV. Here all pixels are
 alike. Source: OpenCV, modules/imgproc/src/color_hsv.simd.hpp.
@@ -24,15 +24,18 @@ HUES = 180
 HSV_SHIFT = 12
 HSV_HALF = 1 << (HSV_SHIFT - 1)
 
-# By sector of the colour circle, which of (v, v (1 - s), v (1 - s f), v (1 - s (1 - f))) red, green and blue are.
+# By sector of the color circle, which of (v, v (1 - s), v (1 - s f), v (1 - s (1 - f))) red, green and blue are.
 SECTORS = np.array([[0, 3, 1], [2, 0, 1], [1, 0, 3], [1, 2, 0], [3, 1, 0], [0, 1, 2]])
 
 
 class Distortion(NamedTuple):
-    """What happens to one image, in this order; None where nothing happens.
+    """The changes of one image, in this order; None where nothing changes.
 
-    before, after: new values of the 256 old ones, of all channels. saturation: new values of the 256 saturations.
-    hue: shift in units of 2 degrees.
+    Args:
+        before: new values of the 256 old ones, of all channels.
+        saturation: new values of the 256 saturations.
+        hue: shift in units of 2 degrees.
+        after: as before.
     """
 
     before: np.ndarray | None
@@ -68,7 +71,11 @@ def distort(pixels: np.ndarray, distortion: Distortion) -> np.ndarray:
 
 
 def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`cv2.COLOR_RGB2HSV` of uint8 (height, 3, width): hue 0..179, saturation, value 0..255, each (height, width)."""
+    """Compute `cv2.COLOR_RGB2HSV` of uint8 (height, 3, width).
+
+    Returns:
+        Hue in 0..179, saturation and value in 0..255, each (height, width).
+    """
     saturation_of, hue_of = _quotients()
     value = pixels.max(axis=1)
     spread = value - pixels.min(axis=1)
@@ -84,16 +91,16 @@ def rgb_to_hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """`cv2.COLOR_HSV2RGB` of integers, each (height, width), as uint8 (height, 3, width)."""
+    """Compute `cv2.COLOR_HSV2RGB` of integers, each (height, width), as uint8 (height, 3, width)."""
     share = _shares()
     index = hue * 256 + saturation
     brightness = value.astype(np.float32) * np.float32(1 / 255)
     pixels = np.empty((len(value), 3, value.shape[1]), np.uint8)
     for channel in range(3):
-        colour = share[channel].take(index)
-        colour *= brightness
-        colour *= np.float32(255)
-        pixels[:, channel] = colour
+        color = share[channel].take(index)
+        color *= brightness
+        color *= np.float32(255)
+        pixels[:, channel] = color
     return pixels
 
 
@@ -115,15 +122,15 @@ def _look_up(pixels: np.ndarray, table: np.ndarray | None) -> np.ndarray:
 
 @cache
 def _quotients() -> tuple[np.ndarray, np.ndarray]:
-    """255 / value and 180 / (6 spread) in fixed point, by value and by spread; 0 where those are 0."""
+    """Compute 255 / value and 180 / (6 spread) in fixed point, by value and by spread; 0 where those are 0."""
     divisor = np.arange(1, 256)
-    quotients = (np.rint((top << HSV_SHIFT) / (parts * divisor)) for top, parts in ((255, 1.0), (HUES, 6.0)))
-    return tuple(np.concatenate([[0], quotient]).astype(np.int32) for quotient in quotients)
+    saturation, hue = (np.rint((top << HSV_SHIFT) / (parts * divisor)) for top, parts in ((255, 1.0), (HUES, 6.0)))
+    return np.concatenate([[0], saturation]).astype(np.int32), np.concatenate([[0], hue]).astype(np.int32)
 
 
 @cache
 def _shares() -> np.ndarray:
-    """What share of the value red, green and blue have, float32 (3, 180 * 256) by hue and saturation."""
+    """Compute what share of the value red, green and blue have, float32 (3, 180 * 256) by hue and saturation."""
     position = np.arange(HUES, dtype=np.float32) * np.float32(6 / HUES)
     sector = np.floor(position).astype(np.int64)
     fraction = position - sector.astype(np.float32)

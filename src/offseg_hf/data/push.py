@@ -1,14 +1,15 @@
-"""A data set of any kind as a parquet data set on the Hub, which every client of `datasets` reads."""
+"""Pushing a data set of any kind as a parquet data set on the Hub, which every client of `datasets` reads."""
 
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
-from offseg_hf.data.dataset import ReadingOptions, label_set_of, load_segmentation_data
+from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.data.reading import PairReader
+from offseg_hf.data.source import DataSource
 
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ CARD = """
 # {title}
 
 Semantic segmentation, {count} classes. `image` is the photo, `label` the map of class ids in 0..{last}; {ignore_index}
-is no class. Names and colours are in `{file_name}`, in the order of the ids.
+is no class. Names and colors are in `{file_name}`, in the order of the ids.
 
 ```python
 from offseg_hf.data.dataset import load_segmentation_data
@@ -33,22 +34,31 @@ dataset = load_segmentation_data("{repository}")
 
 
 def push_segmentation_data(
-    source: str | Path,
+    source: DataSource | str | Path,
     repository: str,
     *,
     split: str | None = None,
     private: bool = False,
     max_shard_size: str = "500MB",
-    **options: Unpack[ReadingOptions],
 ) -> str:
-    """Upload images as they are and label maps as class ids, with `classes.json` and a card; the URL of the data set.
+    """Upload images as they are and label maps as class ids, with `classes.json` and a card.
 
-    `load_segmentation_data(repository)` gives the same samples, names and palette. `options` as there.
+    `load_segmentation_data(repository)` gives the same samples, names and palette.
+
+    Args:
+        source: the data set, or only its folder or name on the Hub.
+        repository: data set on the Hub, as user/name.
+        split: only this one.
+        private: create it as a private one.
+        max_shard_size: of the parquet files.
+
+    Returns:
+        The URL of the data set.
     """
     from datasets import DatasetDict
     from huggingface_hub import HfApi
 
-    data = load_segmentation_data(source, split, **options)
+    data = load_data(DataSource.of(source), split)
     if not isinstance(data, dict):
         data = DatasetDict({str(data.split or "train"): data})
     classes = label_set_of(data)
@@ -69,7 +79,7 @@ def push_segmentation_data(
 
 
 def _as_ids(dataset: "Dataset", split: str, cache: Path) -> "Dataset":
-    """The data set with ordinary images of class ids; written to `cache`, images stay paths until they are packed."""
+    """Make ordinary images of ids of the label maps, in `cache`; images stay paths until they are packed."""
     from datasets import Features, Image
 
     from offseg_hf.data.label_image import encode_ids

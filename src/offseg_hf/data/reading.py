@@ -1,4 +1,4 @@
-"""How a photo and its label map are read: the one way of training, evaluation and the check of data.
+"""Reading of a photo and its label map: the one way of training, evaluation and the check of data.
 
 Whatever goes wrong is told with the name of the file, or the place in the data set of what has no name.
 """
@@ -61,9 +61,8 @@ class PairReader:
         label_name = label_path or (f"the label map of {image_path}" if image_path else f"{self.place} {index}, label")
         photo = _try(self._read_photo, row["image"], image_name, "an image")
         label_map = _try(self.label_feature.read, row["label"], label_name, "a label map")
-        problems = [result for result in (photo, label_map) if isinstance(result, Problem)]
-        if problems:
-            return problems
+        if isinstance(photo, Problem) or isinstance(label_map, Problem):
+            return [result for result in (photo, label_map) if isinstance(result, Problem)]
         if photo.size != label_map.size:
             return [Problem(label_name, _size_message(image_name, photo.size, label_map.size))]
         return photo, label_map
@@ -97,13 +96,14 @@ def to_rgb(photo: Image.Image) -> Image.Image:
 def _try(
     read: Callable[[dict[str, Any]], Image.Image], cell: dict[str, Any] | None, name: str, kind: str
 ) -> Image.Image | Problem:
-    """What `read` makes of a cell, or what is wrong with it."""
+    """Return what `read` makes of a cell, or what is wrong with it."""
     if cell is None or (cell["path"] is None and cell["bytes"] is None):
         return Problem(name, f"cannot be read as {kind}: there is none (null)")
     try:
         return read(cell)
     except ValueError as error:
-        return Problem(name, " ".join(str(error).split()), error.__cause__)
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else None
+        return Problem(name, " ".join(str(error).split()), cause)
 
 
 def _size_message(photo_name: str, photo_size: tuple[int, int], label_size: tuple[int, int]) -> str:

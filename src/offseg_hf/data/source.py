@@ -1,4 +1,4 @@
-"""What a user gives as the source of data: a folder or the name of a data set on the Hub, opened, or why it cannot be.
+"""`DataSource`: a data set by its folder or its name on the Hub, and how it is read; opened, or why it cannot be.
 
 `datasets` answers a mistyped path by what it did last, which is to ask the Hub for it. Here what looks like a path is
 one, and is never asked for; of a name that may be either, the Hub's answer is told together with the folders nearby.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import glob
 import re
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
-from offseg_hf.data.classes_json import FILE_NAME, read_classes
+from offseg_hf.data.classes_json import FILE_NAME, label_set_beside, read_classes
 from offseg_hf.data.hub_splits import known_configuration, load_from_hub
-from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
 from offseg_hf.data.layouts import LAYOUTS, SPLITS, is_layout, looks_like_split
 from offseg_hf.utils.texts import expand, is_utf8, printable
 
@@ -26,8 +27,70 @@ SHOWN_NAMES = 8
 SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.parquet")  # as `push_to_hub` names files
 
 
+@dataclass(frozen=True)
+class DataSource:
+    """A data set: where it is, and how it is read.
+
+    Args:
+        path: a folder in one of the layouts of `data.layouts`, a folder written by `save_to_disk` or of parquet files,
+            the name of a data set on the Hub, or a data set that is loaded already.
+        config_name: of a data set that comes in several configurations.
+        revision: branch, tag or commit of a data set on the Hub; by default its newest state.
+        image_column: of the images, where it is not `image`; not for folders of images.
+        label_column: of the label maps, where it is not `label`; not for folders of images.
+        labels: the classes and their values in the files: a label set, the name of a benchmark, or a classes.json.
+            Needed where the data does not come with them; a classes.json beside it, also on the Hub, is found. The
+            benchmarks' folders have their own.
+    """
+
+    path: str | Path | Dataset | DatasetDict
+    config_name: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    labels: LabelSet | str | Path | None = None
+
+    @classmethod
+    def of(cls, data: AnySource) -> DataSource:
+        """Return a data source as it is, and anything else as the path of one."""
+        return data if isinstance(data, DataSource) else cls(data)
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return str(self.path) if isinstance(self.path, str | Path) else "the data set"
+
+    def label_set(self) -> LabelSet | None:
+        """Return the label set that `labels` names; None if it names none."""
+        return None if self.labels is None else resolve_labels(self.labels)
+
+    def refuse(self, kind: str, *options: str) -> None:
+        """Raise ValueError for the first of some options that is given, though a source of this kind has none."""
+        for option in options:
+            if (value := getattr(self, option)) is not None:
+                raise ValueError(f"{self.name}: expected no {option}, which {kind} does not have, got {value!r}")
+
+
+AnySource = Union[DataSource, str, Path, "Dataset", "DatasetDict"]
+
+
+def resolve_labels(labels: LabelSet | str | Path) -> LabelSet:
+    """Return a label set by the name of a benchmark or the path of a classes.json."""
+    if isinstance(labels, LabelSet):
+        return labels
+    if str(labels) in LABEL_SETS:
+        return LABEL_SETS[str(labels)]
+    path = expand(labels) if isinstance(labels, str | Path) else None
+    if path is not None and path.is_dir():
+        path /= FILE_NAME
+    if path is None or not path.is_file():
+        known, got = ", ".join(LABEL_SETS), str(labels) if isinstance(labels, Path) else labels
+        raise ValueError(printable(f"expected labels {known} or the path of a {FILE_NAME}, got {got!r}"))
+    return read_classes(path)
+
+
 def source_folder(source: object) -> Path | None:
-    """The folder that a source is; None if it is something else, such as a name on the Hub.
+    """Return the folder that a source is; None if it is something else, such as a name on the Hub.
 
     `~` is expanded. Raises ValueError for a path where no folder is, and for one whose name is no text.
     """
@@ -44,7 +107,10 @@ def source_folder(source: object) -> Path | None:
 
 
 def open_folder(folder: Path, config_name: str | None, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
-    """A folder written by `save_to_disk`, or of parquet files; ValueError if it is neither, or a file is broken."""
+    """Open a folder written by `save_to_disk`, or of parquet files.
+
+    Raises ValueError if it is neither, or a file is broken.
+    """
     from datasets import load_dataset, load_from_disk
 
     from offseg_hf.data import label_image  # noqa: F401 - its type of columns may be in the files
@@ -74,7 +140,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _parquet_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """The files of each split by the words in their names, or else in those of their folders; all "train" without.
+    """Sort files into splits by the words in their names, or else in those of their folders; all "train" without.
 
     As `datasets` does it, but in any case, and without taking what speaks of a split otherwise for "train".
     """
@@ -84,7 +150,7 @@ def _parquet_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
             splits.setdefault(shard[1], []).append(path)
     if splits:
         return splits
-    loose = []
+    loose: list[Path] = []
     for path in files:
         inner = path.relative_to(folder)
         parts = (inner.stem, *reversed(inner.parts[:-1]))
@@ -103,10 +169,8 @@ def _splits_in(name: str) -> set[str]:
     return {known[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in known}
 
 
-def open_on_hub(
-    name: str, split: str | None, config_name: str | None, revision: str | None, streaming: bool
-) -> DatasetDict | IterableDatasetDict:
-    """A data set on the Hub, with one split if it is named and would have to be downloaded.
+def open_on_hub(source: DataSource, split: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    """Open a data set on the Hub, with one split if it is named and would have to be downloaded.
 
     Raises ValueError if it cannot be had; its cause is the error of the client.
     """
@@ -115,9 +179,10 @@ def open_on_hub(
 
     from offseg_hf.data import label_image  # noqa: F401 - as in folders
 
+    name = source.name
     try:
-        with known_configuration(name, config_name):
-            return load_from_hub(name, split, config_name, revision, streaming)
+        with known_configuration(name, source.config_name):
+            return load_from_hub(name, split, source.config_name, source.revision, streaming)
     except (DatasetNotFoundError, ConnectionError, LocalEntryNotFoundError) as error:
         near = _near(Path(name))
         hint = f" (did you mean {near}?)" if near else ""
@@ -138,7 +203,7 @@ def open_on_hub(
 
 
 def classes_beside(source: str | Path, revision: str | None) -> LabelSet | None:
-    """The classes.json of a folder or of a data set's repository on the Hub; None if there is none.
+    """Read the classes.json of a folder or of a data set's repository on the Hub; None if there is none.
 
     Raises ValueError if nobody knows, its cause the error of the client.
     """
@@ -146,8 +211,7 @@ def classes_beside(source: str | Path, revision: str | None) -> LabelSet | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if isinstance(source, Path):
-        path = source / FILE_NAME
-        return read_classes(path) if path.is_file() else None
+        return label_set_beside(source)
     try:
         return read_classes(hf_hub_download(source, FILE_NAME, repo_type="dataset", revision=revision))
     except LocalEntryNotFoundError as error:  # no connection
@@ -183,7 +247,7 @@ def _no_folder(source: str) -> str:
 
 
 def _near(path: Path) -> Path | None:
-    """A folder of nearly this path: the first part of it that does not exist, replaced by the name most like it."""
+    """Find a folder of nearly this path: its first part that does not exist, replaced by the name most like it."""
     missing = next(part for part in (*reversed(path.parents), path) if not part.is_dir())
     if not missing.parent.is_dir():
         return None
@@ -196,7 +260,7 @@ def _near(path: Path) -> Path | None:
 
 
 def _no_layout(folder: Path) -> str:
-    """What was looked for in a folder and what is there; and if the right one is next to it, which."""
+    """Say what was looked for in a folder and what is there; and if the right one is next to it, which."""
     found = f"found {_listing(folder)}"
     names = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
     if {"images", "masks"} <= names:

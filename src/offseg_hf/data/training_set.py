@@ -45,7 +45,7 @@ class TrainingSet(Dataset):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of keys that are indices, here and in the workers that read this set already."""
+        """Set the epoch of keys that are indices, here and in the workers that read this set already."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class TrainingSet(Dataset):
             raise ValueError(f"{sample_name(self.dataset, index)}: {error}") from error
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        """A photo and its label map as they are in the files; or what the data set's own transform makes of them."""
+        """Read a photo and its label map as they are in the files, or as the data set's own transform makes them."""
         from datasets import Image
 
         if self.dataset.format["type"] == "custom" or not isinstance(self.dataset.features["image"], Image):
@@ -108,7 +108,7 @@ class TrainingSampler(Sampler[tuple[int, int]]):
             position += self.num_processes
 
     def key(self, position: int) -> tuple[int, int]:
-        """(epoch, index) at a position of the global order: which samples an iteration saw, without reading any."""
+        """Return (epoch, index) at a position of the global order, without reading the sample."""
         epoch, step = divmod(position, self.length)
         if self._order[0] != epoch:
             # Of the same family of seeds as the samples' (epoch, index), and different from all of them.

@@ -1,4 +1,4 @@
-"""The official training augmentation: random resize, crop, flip, photometric distortion, normalisation, padding.
+"""The official training augmentation: random resize, crop, flip, photometric distortion, normalization, padding.
 
 The same steps, order and arithmetic as the pipelines of mmseg and mmcv (on OpenCV), pixel by pixel, but only the
 pixels of the crop are ever computed: the crop is drawn first and resizing fills it alone, flipped, in blocks of rows
@@ -34,19 +34,24 @@ BLOCK_PIXELS = 1 << 15
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTransform:
-    """What makes a training sample of an image and its label map; a call draws everything random from its generator.
+    """Make a training sample of an image and its label map; a call draws everything random from its generator.
 
-    crop_size: (height, width) of the samples.
-    scale, ratio_range: resize to the largest size of the same aspect ratio within `scale`, both edges times a ratio
-        drawn from the range. The long and the short edge count, not width and height (mmcv's RandomResize).
-    shortest_edges, longest_edge: instead of `scale`, resize the short edge to one of these, the long edge to at most
-        `longest_edge` (mmseg's RandomChoiceResize with ResizeShortestEdge; Mask2Former). Without either, no resizing.
-    cat_max_ratio: draw the crop again, up to ten times, while one class has this share of it or more; 1 takes any.
-    flip: probability of a horizontal flip.
-    photometric: whether brightness, contrast, saturation and hue are distorted.
-    mean, std: of the pixels, in 0..255.
+    Args:
+        crop_size: Height and width of the samples.
+        scale: Long and short edge, in either order, that the image is resized to fit in, times a random ratio (mmcv's
+            RandomResize); without this and `shortest_edges`, no resizing.
+        ratio_range: Smallest and largest ratio that `scale` is multiplied by.
+        shortest_edges: Lengths of which one is drawn for the short edge, instead of `scale` (mmseg's
+            RandomChoiceResize with ResizeShortestEdge; Mask2Former).
+        longest_edge: Bound of the long edge then.
+        cat_max_ratio: Draw the crop again, up to ten times, while one class has this share of it or more; 1 takes any.
+        flip: Probability of a horizontal flip.
+        photometric: Distort brightness, contrast, saturation and hue.
+        mean: Mean of red, green and blue, in 0..255, that is subtracted.
+        std: Standard deviation of red, green and blue, in 0..255, that is divided by.
 
-    Raises ValueError for settings that contradict each other.
+    Raises:
+        ValueError: for settings that contradict each other.
     """
 
     crop_size: Sequence[int]
@@ -93,14 +98,23 @@ class TrainingTransform:
         rng: np.random.Generator,
         ignore_index: int = IGNORE_INDEX,
     ) -> dict[str, Tensor]:
-        """A sample: `pixel_values` float32 (3, *crop_size), `labels` int64 crop_size.
+        """Make a sample; image and label map keep their values. Padding is 0 and `ignore_index`.
 
-        image: 8 bits per value, (height, width, 3), or what `read_image` turns into that. label_map: class ids
-        (height, width), and `ignore_index` where there is none. Both keep their values. Padding is 0 and
-        `ignore_index`. Raises ValueError if they are something else or differ in size.
+        Args:
+            image: 8 bits per value, (height, width, 3), or what `read_image` turns into that.
+            label_map: class ids (height, width), and `ignore_index` where there is none.
+            rng: draws everything random.
+            ignore_index: the id of what is no class.
+
+        Returns:
+            `pixel_values` float32 (3, *crop_size) and `labels` int64 crop_size.
+
+        Raises:
+            ValueError: if image and label map are something else or differ in size.
         """
         pixels, labels = _read_pair(image, label_map)
-        size = self.sample_size(*labels.shape, rng)
+        height, width = labels.shape
+        size = self.sample_size(height, width, rng)
         rows, columns, labels = self._sample_crop(labels, size, rng, ignore_index)
         if rng.random() < self.flip:
             columns, labels = columns[::-1], labels[:, ::-1]
@@ -122,47 +136,56 @@ class TrainingTransform:
     def sample_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the (height, width) that an image of this size is resized to."""
         if self.scale is not None:
-            ratio = rng.uniform(*self.ratio_range)
+            low, high = self.ratio_range
+            ratio = rng.uniform(low, high)
             edges = [int(edge * ratio) for edge in self.scale]
         elif self.shortest_edges is not None:
-            edges = self._shortest_edge_size(
-                height, width, self.shortest_edges[rng.integers(len(self.shortest_edges))]
-            )
+            drawn = self.shortest_edges[int(rng.integers(len(self.shortest_edges)))]
+            edges = self._shortest_edge_size(height, width, drawn)
         else:
             return height, width
         return keep_ratio_size(height, width, max(1, min(edges)), max(1, max(edges)))
 
-    def _shortest_edge_size(self, height: int, width: int, shortest_edge: int) -> tuple[int, int]:
+    def _shortest_edge_size(self, height: int, width: int, shortest_edge: int) -> list[int]:
         # mmseg rounds here, then has mmcv fit the image into the rounded size: a pixel less now and then.
         scale = shortest_edge / min(height, width)
         edges = sorted((float(shortest_edge), scale * max(height, width)))
         if edges[1] > self.longest_edge:
             scale = self.longest_edge / edges[1]
             edges = [edge * scale for edge in edges]
-        return int(edges[0] + 0.5), int(edges[1] + 0.5)
+        return [int(edge + 0.5) for edge in edges]
 
     def _sample_crop(
         self, label_map: np.ndarray, size: tuple[int, int], rng: np.random.Generator, ignore_index: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows and columns of the resized image that make the crop, and the labels there."""
+        """Draw the rows and columns of the resized image that make the crop, and look up the labels there."""
         tries = CROP_TRIES if self.cat_max_ratio < 1 else 0
-        for attempt in range(tries + 1):
+        while True:
             rows, columns = (
                 np.arange(min(edge, crop)) + rng.integers(max(edge - crop, 0) + 1)
-                for edge, crop in zip(size, self.crop_size)
+                for edge, crop in zip(size, self.crop_size, strict=True)
             )
             labels = resize_label_crop(label_map, size, rows, columns)
-            if attempt == tries or _is_varied(labels, self.cat_max_ratio, ignore_index):
+            if tries == 0 or _is_varied(labels, self.cat_max_ratio, ignore_index):
                 return rows, columns, labels
+            tries -= 1
 
 
 def resize_crop(
     image: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """The given rows and columns of `resize_bilinear` to (height, width) `size`, without computing the rest.
+    """Compute the given rows and columns of `resize_bilinear` to (height, width) `size`, without the rest.
 
-    image: uint8 (height, width, 3). Yields blocks of `rows` as slices, and their pixels as uint8 (rows of the block,
-    3, columns): with channels in between, gathering the taps tells the channels apart, without another copy.
+    With channels in between, gathering the taps tells the channels apart, without another copy.
+
+    Args:
+        image: uint8 (height, width, 3).
+        size: height and width of the whole resized image.
+        rows: of that image.
+        columns: of that image.
+
+    Yields:
+        Blocks of `rows` as slices, and their pixels as uint8 (rows of the block, 3, columns).
     """
     height, width, _ = image.shape
     blocks = [rows[block] for block in _blocks(len(rows), len(columns))]
@@ -175,16 +198,16 @@ def resize_crop(
         x_weight[x0 == x1] = 0  # see resize_bilinear
         row_taps = linear_taps(height, size[0])
         resized = (_interpolate(image, [taps[block] for taps in row_taps], (x0, x1, x_weight)) for block in blocks)
-    yield from zip(_blocks(len(rows), len(columns)), resized)
+    yield from zip(_blocks(len(rows), len(columns)), resized, strict=True)
 
 
 def _average_of_four(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    total = sum(_take(image, rows + y, columns + x).astype(np.uint16) for y in (0, 1) for x in (0, 1))
-    return ((total + 2) >> 2).astype(np.uint8)
+    a, b, c, d = (_take(image, rows + y, columns + x).astype(np.uint16) for y in (0, 1) for x in (0, 1))
+    return ((a + b + c + d + 2) >> 2).astype(np.uint8)
 
 
 def _interpolate(image: np.ndarray, row_taps: Sequence[np.ndarray], column_taps: Sequence[np.ndarray]) -> np.ndarray:
-    """Between the first and the second of the taps, by the second's weight, in OpenCV's fixed point."""
+    """Interpolate between the first and the second of the taps, by the second's weight, in OpenCV's fixed point."""
     (y0, y1, y_weight), (x0, x1, x_weight) = row_taps, column_taps
     used, position = np.unique(np.concatenate([y0, y1]), return_inverse=True)
     left_weight, right_weight = fixed_point(x_weight)
@@ -206,16 +229,16 @@ def _interpolate(image: np.ndarray, row_taps: Sequence[np.ndarray], column_taps:
 def resize_label_crop(
     label_map: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """The given rows and columns of `resize_nearest` to (height, width) `size`."""
+    """Compute the given rows and columns of `resize_nearest` to (height, width) `size`."""
     rows, columns = (
         np.minimum(np.floor(index * (1 / (new / old))).astype(np.int64), old - 1)
-        for index, old, new in zip((rows, columns), label_map.shape, size)
+        for index, old, new in zip((rows, columns), label_map.shape, size, strict=True)
     )
     return label_map.take(rows, axis=0).take(columns, axis=1)
 
 
 def _take(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """image[rows][:, columns] with channels in between, (rows, 3, columns)."""
+    """Take image[rows][:, columns] with channels in between, (rows, 3, columns)."""
     flat = (columns * 3 + np.arange(3)[:, None]).ravel()
     first, last = rows[0], rows[-1]
     lines = image[first : last + 1] if last - first + 1 == len(rows) else image[rows]
@@ -229,7 +252,7 @@ def _blocks(height: int, width: int) -> Iterator[slice]:
 
 
 def _is_varied(labels: np.ndarray, cat_max_ratio: float, ignore_index: int) -> bool:
-    """Whether there are two classes or more, none of them with this share of the labelled pixels or more."""
+    """Return whether there are two classes or more, none of them with this share of the labeled pixels or more."""
     counts = np.bincount(labels.ravel(), minlength=ignore_index + 1)
     counts[ignore_index] = 0
     largest = counts.max()

@@ -1,150 +1,151 @@
-"""`evaluate`: a model and a data set by name, to metrics, JSON, label maps and pictures, as `offseg evaluate` does.
+"""`evaluate`: a model and a data set by name, to metrics, JSON, label maps and pictures, as `offseg evaluate` does."""
 
-In `save_dir` come `evaluation.json`, `confusion_matrix.png`, and on request
-- `submission/<image>.png`: label maps in the values of the data set's published annotations;
-- `overlays/<image>.png`: annotation and prediction over the photo, side by side.
-"""
-
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from offseg_hf.data.dataset import ReadingOptions, label_set_of, load_segmentation_data
+from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import plain_name
-from offseg_hf.evaluation.metric import MeanIoU
-from offseg_hf.evaluation.outputs import (
-    SampleWriter,
-    SavedState,
-    file_stems,
-    identify,
-    weights_digest,
-    write_json,
-)
+from offseg_hf.data.source import AnySource, DataSource
+from offseg_hf.evaluation.outputs import FolderSink, Outputs, Sink, identify, weights_digest, write_json
 from offseg_hf.evaluation.pictures import draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES
-from offseg_hf.evaluation.protocol import evaluate_model
+from offseg_hf.evaluation.protocol import Processes, evaluate_model, metric_for
 from offseg_hf.evaluation.report import environment, metric_report
-from offseg_hf.evaluation.samples import Sample, SampleReader, sample_names
-from offseg_hf.inference.files import make_folder
+from offseg_hf.evaluation.samples import SampleReader, sample_names
 from offseg_hf.inference.segmenter import Segmenter, require_segmentation_model
 from offseg_hf.utils.files import file_digests, whole_file
 
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from datasets import Dataset, DatasetDict, IterableDataset
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a model is evaluated.
+
+    Args:
+        tta: average over `OFFICIAL_SCALES`, each mirrored as well.
+        limit: number of images to evaluate, from the first; None for all.
+        check_names: whether the model's class names must be those of the data, in this order; else only their number.
+        streaming: read a data set on the Hub without downloading it first.
+        workers: processes that read images ahead.
+        device: as torch names it, by default a GPU where there is one; of several processes each gets its own, or the
+            CPU for "cpu".
+        dtype: precision of the model.
+    """
+
+    tta: bool = False
+    limit: int | None = None
+    check_names: bool = True
+    streaming: bool = False
+    workers: int = 0
+    device: str | None = None
+    dtype: torch.dtype = torch.float32
+
+
+DEFAULTS, NOTHING_WRITTEN = EvaluationOptions(), Outputs()
 
 
 def evaluate(
     model: str | Path,
-    data: "str | Path | Dataset | DatasetDict",
+    data: AnySource,
     split: str | None = "validation",
     *,
-    streaming: bool = False,
-    check_names: bool = True,
-    tta: bool = False,
-    limit: int | None = None,
-    device: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    workers: int = 0,
-    save_dir: str | Path | None = None,
-    overlays: bool = False,
-    submission: bool = False,
-    json_file: str | Path | None = None,
-    overwrite: bool = False,
+    options: EvaluationOptions = DEFAULTS,
+    outputs: Outputs = NOTHING_WRITTEN,
     progress: Callable[[int, int | None], None] | None = None,
-    **options: Unpack[ReadingOptions],
 ) -> dict[str, Any] | None:
-    """The report on a model, as it is written to JSON; of several processes on the main one, None on the others.
+    """Evaluate a model, by name, on a data set.
 
-    model: folder, or name on the Hub; of this package or any model of transformers for semantic segmentation, or for
-        universal segmentation, whose image processor makes label maps.
-    data, split, streaming, options: see `load_segmentation_data`.
-    check_names: whether the model's class names must be those of the data, in this order; their number always must.
-    tta: average over `OFFICIAL_SCALES`, each mirrored as well.
-    limit: evaluate the first so many images only.
-    device: as torch names it, by default a GPU where there is one; of several processes each gets its own, or the CPU
-        for "cpu".
-    save_dir, json_file: where to write, see above. What exists is kept, with an error at once, unless `overwrite`.
-        With a `save_dir` an evaluation that was interrupted goes on where it was when it is started again.
+    Args:
+        model: folder, or name on the Hub; of this package or any model of transformers for semantic segmentation, or
+            for universal segmentation, whose image processor makes label maps.
+        data: the data set, or only its folder or name on the Hub.
+        split: train, validation (or val) or test; None for data of one split.
+        options: how.
+        outputs: what to write. What exists is kept, with an error at once.
+        progress: as of `Sink`; of several processes the main one calls it.
 
-    Raises ValueError or OSError that says what does not fit, before anything is evaluated where possible.
+    Returns:
+        The report, as it is written to JSON; None on other processes than the main one.
+
+    Raises:
+        ValueError, OSError: say what does not fit, before anything is evaluated where possible.
     """
-    files = _check_outputs(save_dir, json_file, overlays or submission, overwrite)
-    accelerator = _accelerator(device)
-    dataset = load_segmentation_data(data, split, streaming=streaming, **options)
+    outputs.check()
+    processes, source = Processes.launched(options.device), DataSource.of(data)
+    dataset = load_data(source, split, streaming=options.streaming)
     if isinstance(dataset, dict):
         raise ValueError(f"expected the split to evaluate on, got None: there are {', '.join(dataset)}")
     label_set = label_set_of(dataset)
-    source = str(data) if isinstance(data, str | Path) else label_set.title
+    title = str(source.path) if isinstance(source.path, str | Path) else label_set.title
     is_streaming = not hasattr(dataset, "__len__")
-    if limit is not None:
-        dataset = dataset.take(limit if is_streaming else min(limit, len(dataset)))
-    segmenter = Segmenter(model, device if accelerator is None else str(accelerator.device), dtype)
-    if tta:
+    if options.limit is not None:
+        dataset = dataset.take(options.limit if is_streaming else min(options.limit, len(dataset)))
+    device = options.device if processes.accelerator is None else str(processes.accelerator.device)
+    segmenter = Segmenter(model, device, options.dtype)
+    if options.tta:
         require_segmentation_model(str(model), segmenter.model.config, segmenter.processor, every_size=True)
-    check_classes(segmenter.names, label_set.names, str(model), source, check_names)
+    check_classes(segmenter.names, label_set.names, str(model), title, options.check_names)
 
-    facts = {
+    facts: dict[str, Any] = {
         "model": _model_facts(str(model), segmenter.model),
         "dataset": {
-            "source": source,
-            "config_name": options.get("config_name"),
-            "revision": options.get("revision"),
+            "source": title,
+            "config_name": source.config_name,
+            "revision": source.revision,
             "name": label_set.name,
             "title": label_set.title,
             "split": str(split or dataset.split),
             "num_classes": len(label_set),
         },
-        "protocol": _protocol(segmenter.processor, tta, dtype, limit),
+        "protocol": _protocol(segmenter.processor, options),
     }
-    processes = 1 if accelerator is None else accelerator.num_processes
-    facts_of_run = environment(segmenter.device, processes)
-    metric = MeanIoU(len(label_set), label_set.ignore_index)
-    names = None if is_streaming else sample_names(dataset)
-    writer = state = None
-    if save_dir is not None:
-        writer = SampleWriter(Path(save_dir), label_set, names and file_stems(names), submission, overlays)
-        identity = identify(
-            {
-                **facts,
-                "environment": facts_of_run,
-                "config": segmenter.model.config.to_dict(),
-                "processor": segmenter.processor.to_dict(),
-                "labels": asdict(dataset.features["label"]),
-                "samples": names,
-                "outputs": [submission, overlays],
-                "process": _place(accelerator),
-            }
-        )
-        state = SavedState(Path(save_dir), identity, metric)
+    facts_of_run = environment(segmenter.device, processes.count)
+    progress, metric = progress if processes.is_main else None, metric_for(dataset)
+    sink = Sink(metric, progress)
+    if outputs.save_dir is not None:
+        names = None if is_streaming else sample_names(dataset)
+        identity = {
+            **facts,
+            "environment": facts_of_run,
+            "config": segmenter.model.config.to_dict(),
+            "processor": segmenter.processor.to_dict(),
+            "labels": asdict(dataset.features["label"]),
+            "samples": names,
+            "outputs": [outputs.submission, outputs.overlays],
+            "process": [processes.index, processes.count],
+        }
+        folder_sink = FolderSink(outputs, label_set, names, identify(identity), metric, progress)
+        folder_sink.go_on(SampleReader(dataset, segmenter.processor, ()), processes.index, processes.count)
+        sink = folder_sink
     start = time.monotonic()
-    result = _run(segmenter, dataset, metric, accelerator, tta, workers, writer, state, progress)
-    if accelerator is not None and not accelerator.is_main_process:
+    result = evaluate_model(
+        segmenter.model,
+        segmenter.processor,
+        dataset,
+        accelerator=processes.accelerator,
+        scales=OFFICIAL_SCALES if options.tta else None,
+        flip=options.tta,
+        workers=options.workers,
+        sink=sink,
+    )
+    sink.finish()
+    if not processes.is_main:
         return None
 
     facts["dataset"]["num_images"] = result["num_images"]
-    report = {
-        **metric_report(result, label_set),
-        **facts,
-        "environment": {
-            **facts_of_run,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - start, 1),
-        },
-    }
-    if save_dir is not None:
-        with whole_file(Path(save_dir, "confusion_matrix.png")) as path:
+    facts_of_run["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    facts_of_run["seconds"] = round(time.monotonic() - start, 1)
+    report = {**metric_report(result, label_set), **facts, "environment": facts_of_run}
+    if outputs.save_dir is not None:
+        with whole_file(Path(outputs.save_dir, "confusion_matrix.png")) as path:
             draw_confusion_matrix(result["confusion_matrix"], label_set.names).savefig(path, format="png")
-    for file in files:  # last, as it says that everything is there
+    for file in outputs.report_files:  # last, as they say that everything is there
         write_json(file, report)
     return report
 
@@ -176,79 +177,6 @@ def check_classes(
     )
 
 
-def _run(
-    segmenter: Segmenter,
-    dataset: "Dataset | IterableDataset",
-    metric: MeanIoU,
-    accelerator: "Accelerator | None",
-    tta: bool,
-    workers: int,
-    writer: SampleWriter | None,
-    state: SavedState | None,
-    progress: Callable[[int, int | None], None] | None,
-) -> dict[str, Any]:
-    """`evaluate_model`, going on where it was interrupted; the progress is that of the main process."""
-    is_main = accelerator is None or accelerator.is_main_process
-
-    def on_sample(sample: Sample, prediction: np.ndarray) -> None:
-        writer(sample, prediction)
-        state.add(sample)
-
-    def report_progress(done: int, total: int | None) -> None:
-        if state is not None:
-            state.save(done)
-        if progress is not None and is_main:
-            progress(done, total)
-
-    start = 0
-    if state is not None:
-        reader = SampleReader(dataset, segmenter.processor, ())
-        start = state.restore(reader, _place(accelerator), writer)
-    result = evaluate_model(
-        segmenter.model,
-        segmenter.processor,
-        dataset,
-        metric=metric,
-        accelerator=accelerator,
-        scales=OFFICIAL_SCALES if tta else None,
-        flip=tta,
-        workers=workers,
-        start=start,
-        on_sample=None if state is None else on_sample,
-        progress=report_progress,
-    )
-    if state is not None:
-        state.remove()
-    return result
-
-
-def _check_outputs(
-    save_dir: str | Path | None, json_file: str | Path | None, has_files: bool, overwrite: bool
-) -> list[Path]:
-    """The JSON files to write; raises ValueError or OSError for what cannot be written or must be kept."""
-    if has_files and save_dir is None:
-        raise ValueError("overlays and label maps for submission need a folder: pass save_dir (--output)")
-    files = [] if json_file is None else [Path(json_file)]
-    if save_dir is not None:
-        files.append(Path(save_dir, "evaluation.json"))
-    for file in files:
-        if file.exists() and not overwrite:
-            raise ValueError(f"{file} exists and is kept: name another output or pass overwrite (--overwrite)")
-        make_folder(file.parent)
-    return files
-
-
-def _accelerator(device: str | None) -> "Accelerator | None":
-    """That of the processes of `accelerate launch`, torchrun or MPI; one process alone needs none."""
-    counts = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    if all(int(os.environ.get(name, 1)) == 1 for name in counts):
-        return None
-    from accelerate import Accelerator
-
-    # Without being told, accelerate takes several processes on CPUs for as many single ones.
-    return Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
-
-
 def _model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     return {
         "name": name,
@@ -259,17 +187,12 @@ def _model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _protocol(processor: BaseImageProcessor, tta: bool, dtype: torch.dtype, limit: int | None) -> dict[str, Any]:
+def _protocol(processor: Any, options: EvaluationOptions) -> dict[str, Any]:
     settings = {name: getattr(processor, name, None) for name in ("window_size", "window_stride", "size_divisor")}
     return {
         "size": {key: value for key, value in dict(processor.size).items() if value is not None},
         **settings,
-        "test_time_augmentation": {"scales": list(OFFICIAL_SCALES), "flip": True} if tta else None,
-        "dtype": str(dtype).removeprefix("torch."),
-        "limit": limit,
+        "test_time_augmentation": {"scales": list(OFFICIAL_SCALES), "flip": True} if options.tta else None,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "limit": options.limit,
     }
-
-
-def _place(accelerator: "Accelerator | None") -> tuple[int, int]:
-    """Index of this process, and number of all."""
-    return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)

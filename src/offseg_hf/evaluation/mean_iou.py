@@ -72,17 +72,17 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
         )
 
     def __len__(self) -> int:
-        """Number of images added since the last `compute`."""
+        """Return the number of images added since the last `compute`."""
         return self._num_images
 
     def add_batch(self, *, predictions: LabelMaps, references: LabelMaps) -> None:
-        """Counts a batch of predicted and true label maps."""
+        """Count a batch of predicted and true label maps."""
         counts = count_values(predictions, references)
         self._pairs.update(counts)
         self._num_images += len(predictions)
 
     def add(self, *, prediction: LabelMaps | None = None, reference: LabelMaps | None = None, **plural) -> None:
-        """Counts one predicted and one true label map."""
+        """Count one predicted and one true label map."""
         # evaluate.combine hands single examples over under the plural names
         self.add_batch(
             predictions=[plural.get("predictions", prediction)], references=[plural.get("references", reference)]
@@ -91,7 +91,7 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
     def compute(
         self, *, predictions: LabelMaps | None = None, references: LabelMaps | None = None, **kwargs
     ) -> dict[str, float | np.ndarray] | None:
-        """Adds the batch, if there is one, and gives the metrics of everything added; then starts afresh.
+        """Add the batch, if there is one, and return the metrics of everything added; then start afresh.
 
         With `num_process` above 1 the counts of all processes are summed through torch.distributed, and only process 0
         gets them. What is wrong with an argument leaves everything as it was before the call.
@@ -99,6 +99,7 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
         pairs, num_images = self._pairs.copy(), self._num_images
         if predictions is not None or references is not None:
             pairs.update(count_values(predictions, references))
+            assert predictions is not None  # or that were an error
             num_images += len(predictions)
         if self.num_process > 1:
             pairs = self._sum_over_processes(pairs)
@@ -118,7 +119,7 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
         label_map: dict[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> dict[str, float | np.ndarray]:
-        """The metrics of this batch alone, as SegFormer's guides call it; what was added before stays as it is."""
+        """Return the metrics of this batch alone, as SegFormer's guides call it; what was added before stays."""
         pairs = count_values(predictions, references)
         return mean_iou(pairs, num_labels, ignore_index, nan_to_num, label_map, reduce_labels)
 
@@ -131,7 +132,7 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
         if processes != self.num_process:
             raise ValueError(
                 f"loaded with num_process={self.num_process}, but torch.distributed runs {processes} and counts are "
-                f"summed through it. Start the processes with torchrun or accelerate launch and initialise it first"
+                f"summed through it. Start the processes with torchrun or accelerate launch and initialize it first"
             )
         gathered: list[Counter] = [Counter()] * processes
         dist.all_gather_object(gathered, pairs)
@@ -139,14 +140,14 @@ class MeanIou(evaluate.Metric):  # evaluate names a module after its class: mean
 
 
 def count_values(predictions: LabelMaps | None, references: LabelMaps | None) -> Counter[tuple[int, int]]:
-    """(reference, prediction) -> pixels, of raw values."""
+    """Count pixels by (reference, prediction), of raw values."""
     if predictions is None or references is None:
         raise ValueError(f"{'predictions' if predictions is None else 'references'} are missing: both are needed")
     counts: Counter[tuple[int, int]] = Counter()
     for reference_values, prediction_values, table in count_pairs(list(predictions), list(references)):
         cells = table.nonzero()
         pixels = table[cells[:, 0], cells[:, 1]].tolist()
-        for (i, j), number in zip(cells.tolist(), pixels):
+        for (i, j), number in zip(cells.tolist(), pixels, strict=True):
             counts[reference_values[i], prediction_values[j]] += number
     return counts
 
@@ -159,14 +160,13 @@ def mean_iou(
     label_map: dict[int, int] | None = None,
     reduce_labels: bool = False,
 ) -> dict[str, float | np.ndarray]:
-    """The results of `evaluate`'s mean_iou from counts of (reference, prediction) pairs."""
+    """Compute the results of `evaluate`'s mean_iou from counts of (reference, prediction) pairs."""
     new_ids = {int(old): int(new) for old, new in (label_map or {}).items()}
     matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
     void = "" if ignore_index is None else f", and {ignore_index} in references where there is none"
     for (reference, prediction), pixels in pairs.items():
-        label = new_ids.get(reference, reference)
-        if reduce_labels:
-            label = reduced(label, num_labels, ignore_index)
+        mapped = new_ids.get(reference, reference)
+        label = reduced(mapped, num_labels, ignore_index) if reduce_labels else mapped
         if label is None or label == ignore_index:
             continue
         if not (0 <= label < num_labels and 0 <= prediction < num_labels):
@@ -192,6 +192,6 @@ def mean_iou(
 
 
 def reduced(label: int, num_labels: int, ignore_index: int | None) -> int | None:
-    """`label` less 1; None for the background, and for what stands for no class, before and after."""
+    """Return `label` less 1; None for the background, and for what stands for no class, before and after."""
     no_class = {value for value in (NO_CLASS, ignore_index) if value is None or not 0 <= value < num_labels}
     return None if label == 0 or label in no_class else label - 1

@@ -45,13 +45,13 @@ class MeanIoU:
         return f"MeanIoU(num_classes={self.num_classes}, ignore_index={self.ignore_index}, {pixels} pixels)"
 
     def reset(self) -> None:
-        """Forgets everything counted."""
+        """Forget everything counted."""
         self.confusion_matrix = torch.zeros(
             self.num_classes, self.num_classes, dtype=torch.int64, device=self.device or "cpu"
         )
 
     def update(self, predictions: LabelMaps, labels: LabelMaps) -> None:
-        """Counts label maps (height, width) or (batch, height, width), or lists of maps of unequal sizes.
+        """Count label maps (height, width) or (batch, height, width), or lists of maps of unequal sizes.
 
         Tensors, arrays or images of any integer type. Raises TypeError for other types, ValueError for shapes that
         differ and for values that are no class; then nothing of the batch is counted.
@@ -63,7 +63,7 @@ class MeanIoU:
         counts = torch.zeros_like(self.confusion_matrix)
         far = self.ignore_index if self.ignore_index is not None and self.ignore_index >= FAR else None
         for label_values, prediction_values, table in count_pairs(predictions, labels, self.device, far):
-            if self.ignore_index in label_values:
+            if self.ignore_index is not None and self.ignore_index in label_values:
                 table[label_values.index(self.ignore_index)] = 0
             rows, label_classes = _classes(label_values, self.num_classes)
             columns, prediction_classes = _classes(prediction_values, self.num_classes)
@@ -77,31 +77,33 @@ class MeanIoU:
         self.confusion_matrix += counts
 
     def compute(self) -> dict[str, float | np.ndarray]:
-        """Ratios from 0 to 1: aAcc, mIoU, mAcc, mDice, mFscore, mPrecision, mRecall, and `IoU_per_class` etc. of each.
+        """Compute ratios from 0 to 1: aAcc, mIoU, mAcc, mDice, mFscore, mPrecision, mRecall, and each per class.
+
+        Those per class are `IoU_per_class` etc.
 
         Where a class has nothing to divide by (it never occurs, or for precision is never predicted) its ratio is NaN,
         and means leave it out. So does the F-score of a class without a single hit (0/0 of precision and recall),
         whose Dice coefficient is 0. Everything is NaN if nothing was counted.
         """
         matrix = self.confusion_matrix.cpu().numpy()
-        hits, labelled, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        hits, labeled, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            dice = 2 * hits / (labelled + predicted)
-            accuracy = hits / labelled
+            dice = 2 * hits / (labeled + predicted)
+            accuracy = hits / labeled
             per_class = {
-                "IoU": hits / (labelled + predicted - hits),
+                "IoU": hits / (labeled + predicted - hits),
                 "Acc": accuracy,
                 "Dice": dice,
                 "Fscore": np.where(hits > 0, dice, np.nan),
                 "Precision": hits / predicted,
                 "Recall": accuracy.copy(),
             }
-            overall = float(hits.sum() / labelled.sum())
+            overall = float(hits.sum() / labeled.sum())
         means = {f"m{name}": float(_mean_of_numbers(values)) for name, values in per_class.items()}
         return {"aAcc": overall, **means, **{f"{name}_per_class": values for name, values in per_class.items()}}
 
     def __add__(self, other: "MeanIoU") -> "MeanIoU":
-        """The metric of both data sets together."""
+        """Return the metric of both data sets together."""
         if not isinstance(other, MeanIoU):
             return NotImplemented
         self._check_same_kind(other.num_classes, other.ignore_index, "added")
@@ -110,7 +112,7 @@ class MeanIoU:
         return total
 
     def across_processes(self) -> "MeanIoU":
-        """The metric over the images of all processes of torch.distributed, on every one of them; all must call it.
+        """Return the metric over the images of all processes of torch.distributed, which must all call this.
 
         Integers are summed, predictions stay where they are. Counts of this process are kept as they were: going on
         with `update` and calling again counts nothing twice. One process alone gets a copy.
@@ -123,7 +125,7 @@ class MeanIoU:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """What an interrupted evaluation needs to go on."""
+        """Return what an interrupted evaluation needs to go on."""
         return {
             "num_classes": self.num_classes,
             "ignore_index": self.ignore_index,
@@ -131,11 +133,11 @@ class MeanIoU:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from `state_dict`; raises ValueError if it is one of other classes."""
+        """Go on from `state_dict`; raises ValueError if it is one of other classes."""
         self._check_same_kind(state_dict["num_classes"], state_dict["ignore_index"], "loaded")
         self.confusion_matrix = state_dict["confusion_matrix"].to(self.confusion_matrix.device, copy=True)
 
-    def _check_same_kind(self, num_classes: int, ignore_index: int, verb: str) -> None:
+    def _check_same_kind(self, num_classes: int, ignore_index: int | None, verb: str) -> None:
         if (num_classes, ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError(
                 f"a metric of num_classes={num_classes}, ignore_index={ignore_index} cannot be {verb} "
@@ -149,7 +151,7 @@ class MeanIoU:
                 ("label", label_values, table.sum(1).tolist()),
                 ("prediction", prediction_values, table.sum(0).tolist()),
             )
-            for value, pixels in zip(values, totals)
+            for value, pixels in zip(values, totals, strict=True)
             if pixels and not 0 <= value < self.num_classes
         ]
         more = f" and {len(found) - 5} more values" if len(found) > 5 else ""
@@ -161,7 +163,7 @@ class MeanIoU:
 
 
 def _classes(values: range | list[int], num_classes: int) -> tuple[slice | list[int], slice | list[int]]:
-    """Where in `values` the classes are, and which these are."""
+    """Find where in `values` the classes are, and which these are."""
     if isinstance(values, range):
         count = min(values.stop, num_classes)
         return slice(-values.start, count - values.start), slice(0, count)
@@ -170,14 +172,16 @@ def _classes(values: range | list[int], num_classes: int) -> tuple[slice | list[
 
 
 def _meeting_device() -> torch.device:
-    """Where the processes can exchange tensors: NCCL and its like know their own devices only, Gloo the CPU."""
+    """Find where the processes can exchange tensors: NCCL and its like know their own devices only, Gloo the CPU."""
     if "cpu:" in dist.get_backend_config():
         return torch.device("cpu")
-    return torch.device(torch.accelerator.current_accelerator().type, torch.accelerator.current_device_index())
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None, "the processes exchange tensors of an accelerator, and there is none"
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())
 
 
 def _mean_of_numbers(values: np.ndarray) -> float:
-    """Mean of what is not NaN; NaN, without a warning, if there is nothing."""
+    """Average what is not NaN; NaN, without a warning, if there is nothing."""
     numbers = values[~np.isnan(values)]
     return numbers.mean() if len(numbers) else np.nan
 
@@ -185,14 +189,14 @@ def _mean_of_numbers(values: np.ndarray) -> float:
 def count_pairs(
     predictions: LabelMaps, labels: LabelMaps, device: torch.device | None = None, left_out: int | None = None
 ) -> Iterator[tuple[range | list[int], range | list[int], Tensor]]:
-    """How often every value of `labels` meets every value of `predictions`, piece by piece.
+    """Count how often every value of `labels` meets every value of `predictions`, piece by piece.
 
     Yields (label values, prediction values, counts): counts[i, j] pixels, int64, have the i-th label value and the
     j-th prediction value. Both are ranges from 0 or below; lists of those that occur, where these are far apart.
     Pixels whose label is `left_out` are not counted. Every shape is checked before the first piece.
     """
     for prediction, label in list(_pairs(predictions, labels)):
-        for part in zip(prediction.flatten().split(CHUNK), label.flatten().split(CHUNK)):
+        for part in zip(prediction.flatten().split(CHUNK), label.flatten().split(CHUNK), strict=True):
             columns, rows = (x.to(device, x.dtype if x.dtype in SIGNED_OR_SMALL else torch.int64) for x in part)
             if left_out is not None:
                 columns, rows = columns[rows != left_out], rows[rows != left_out]
@@ -201,7 +205,8 @@ def count_pairs(
             extremes = torch.stack([*rows.aminmax(), *columns.aminmax()])  # one wait for the device, not four
             top, bottom, left, right = extremes.tolist()
             top, left = min(top, 0), min(left, 0)  # from 0 where nothing is below: one pass less
-            row_values, column_values = range(top, bottom + 1), range(left, right + 1)
+            row_values: range | list[int] = range(top, bottom + 1)
+            column_values: range | list[int] = range(left, right + 1)
             if len(row_values) * len(column_values) > MAX_TABLE:
                 (row_values, rows), (column_values, columns) = _occurring(rows), _occurring(columns)
                 top = left = 0
@@ -218,20 +223,20 @@ def count_pairs(
 
 
 def _occurring(values: Tensor) -> tuple[list[int], Tensor]:
-    """The values that occur, and of each element which of them it is."""
+    """Find the values that occur, and of each element which of them it is."""
     found, places = values.unique(return_inverse=True)
     return found.tolist(), places
 
 
 def _pairs(predictions: LabelMaps, labels: LabelMaps) -> Iterator[tuple[Tensor, Tensor]]:
-    """(prediction, label) tensors of equal shapes: one pair for a map or a batch, a pair per map for lists."""
+    """Yield (prediction, label) tensors of equal shapes: one pair for a map or a batch, a pair per map for lists."""
     if not isinstance(predictions, list | tuple) and not isinstance(labels, list | tuple):
         yield _pair(predictions, labels, (2, 3), "")
         return
     predictions, labels = list(predictions), list(labels)
     if len(predictions) != len(labels):
         raise ValueError(f"expected as many predictions as labels, got {len(predictions)} and {len(labels)}")
-    for i, (prediction, label) in enumerate(zip(predictions, labels)):
+    for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
         yield _pair(prediction, label, (2,), f"image {i}: ")
 
 

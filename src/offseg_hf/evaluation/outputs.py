@@ -1,4 +1,4 @@
-"""Files that an evaluation writes, each whole or not at all, and where it goes on after an interruption."""
+"""Sinks for the label maps of an evaluation: a metric, and files, each whole or not at all."""
 
 import hashlib
 import json
@@ -6,19 +6,21 @@ import math
 import pickle
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.pictures import draw_comparison
 from offseg_hf.evaluation.samples import Sample, SampleReader
+from offseg_hf.inference.files import make_folder
 from offseg_hf.utils.files import whole_file
 
 
@@ -26,14 +28,14 @@ SECONDS_BETWEEN_SAVES = 10.0
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """As text that every reader of JSON takes: what is no finite number becomes null."""
+    """Write what every reader of JSON takes: what is no finite number becomes null."""
     with whole_file(path) as temporary:
         text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def finite(content: Any) -> Any:
-    """The same for JSON, which has neither nan nor infinity: they become null."""
+    """Return the same for JSON, which has neither nan nor infinity: they become None."""
     if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -42,15 +44,17 @@ def finite(content: Any) -> Any:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """What the outputs of the samples are called: as their files; with the number of the sample where that is not
-    unique, as upper and lower case may be one."""
+    """Return the names for outputs of samples: those of their files, with a number where these are not unique.
+
+    Names that differ in case alone are not, as a file system may take them for one.
+    """
     stems = [Path(name).stem for name in names]
     count = Counter(stem.casefold() for stem in stems)
     return [f"{stem}_{index}" if count[stem.casefold()] > 1 else stem for index, stem in enumerate(stems)]
 
 
 def submission_image(prediction: np.ndarray, labels: LabelSet) -> Image.Image:
-    """The label map in the values of the data set's published annotations, as its evaluation server wants them.
+    """Return the label map in the values of the data set's published annotations, as its evaluation server wants them.
 
     Of ADE20K these are the class ids plus one, of Cityscapes the labelIds. 8-bit gray, 16-bit beyond 255.
     """
@@ -58,102 +62,161 @@ def submission_image(prediction: np.ndarray, labels: LabelSet) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8 if max(labels.raw_ids) < 256 else np.uint16))
 
 
-class SampleWriter:
-    """Writes `submission/<name>.png` and `overlays/<name>.png` of the samples that it is called with.
+@dataclass(frozen=True)
+class Outputs:
+    """What an evaluation writes, and where.
 
-    stems: names of all samples by index; None for streams, where a file is called as its image.
+    Args:
+        save_dir: folder for `evaluation.json`, `confusion_matrix.png` and pictures; an evaluation that was interrupted
+            goes on there.
+        overlays: write `overlays/<image>.png`: annotation and prediction over the photo, side by side.
+        submission: write `submission/<image>.png`: label maps in the values of the data set's published annotations.
+        json_file: file for the report alone.
+        overwrite: replace what exists; otherwise that is an error.
+    """
+
+    save_dir: str | Path | None = None
+    overlays: bool = False
+    submission: bool = False
+    json_file: str | Path | None = None
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Make the folders; raises ValueError or OSError for what cannot be written or must be kept."""
+        if (self.overlays or self.submission) and self.save_dir is None:
+            raise ValueError("overlays and label maps for submission need a folder: pass save_dir (--output)")
+        for file in self.report_files:
+            if file.exists() and not self.overwrite:
+                raise ValueError(f"{file} exists and is kept: name another output or pass overwrite (--overwrite)")
+            make_folder(file.parent)
+
+    @property
+    def report_files(self) -> list[Path]:
+        """The files for the report."""
+        files = [] if self.json_file is None else [Path(self.json_file)]
+        return files if self.save_dir is None else [*files, Path(self.save_dir, "evaluation.json")]
+
+
+class Sink:
+    """Count the label maps of an evaluation in a metric.
+
+    Args:
+        metric: for the counts of this process.
+        progress: called after each sample with the number done and the number of all, on this process; of a streaming
+            data set the latter is None.
+        done: how many samples of this process the metric holds already: of an evaluation that was interrupted.
+    """
+
+    def __init__(self, metric: MeanIoU, progress: Callable[[int, int | None], None] | None = None, done: int = 0):
+        self.metric, self.done, self._progress = metric, done, progress
+
+    def add(self, sample: Sample, prediction: Tensor, total: int | None) -> None:
+        """Take in a sample with its label map, integers (height, width); raises ValueError that names it."""
+        try:
+            self.metric.update(prediction, sample.label)
+        except ValueError as error:
+            raise ValueError(f"{sample.name}: {error}") from error
+        self.done += 1
+        self.keep(sample, prediction)
+        if self._progress is not None:
+            self._progress(self.done, total)
+
+    def keep(self, sample: Sample, prediction: Tensor) -> None:
+        """Write what is to be kept of a sample, which is counted already: nothing here."""
+
+    def finish(self) -> None:
+        """End an evaluation of which all samples were taken in."""
+
+
+class FolderSink(Sink):
+    """Keep label maps as pictures too, and the counts so far, with which an interrupted evaluation goes on.
+
+    Args:
+        outputs: with a `save_dir`.
+        labels: of the data set.
+        names: of all samples by index; None for streams, where a picture is called as its image.
+        identity: what tells this evaluation, and this process in it, from others; but for the samples, whose contents
+            are compared before their counts are taken.
     """
 
     def __init__(
         self,
-        folder: Path,
+        outputs: Outputs,
         labels: LabelSet,
-        stems: Sequence[str] | None,
-        submission: bool,
-        overlays: bool,
+        names: Sequence[str] | None,
+        identity: str,
+        metric: MeanIoU,
+        progress: Callable[[int, int | None], None] | None = None,
     ):
-        self.folder = folder
-        self.labels = labels
-        self.stems = stems
-        self.submission = submission
-        self.overlays = overlays
+        super().__init__(metric, progress)
+        assert outputs.save_dir is not None
+        self._folder, self._labels = Path(outputs.save_dir), labels
+        self._kinds = [kind for kind in ("submission", "overlays") if getattr(outputs, kind)]
+        self._stems = None if names is None else file_stems(names)
+        self._state = self._folder / f".evaluation-{identity}.pt"
+        self._content = b""  # a digest of the samples that the metric holds, in their order
+        self._saved_at = time.monotonic()
 
-    def paths(self, index: int, name: str) -> dict[str, Path]:
-        """Of a sample, what is written of it -> its file."""
-        stem = Path(name).stem if self.stems is None else self.stems[index]
-        wanted = {"submission": self.submission, "overlays": self.overlays}
-        return {kind: self.folder / kind / f"{stem}.png" for kind, is_wanted in wanted.items() if is_wanted}
-
-    def __call__(self, sample: Sample, prediction: np.ndarray) -> None:
-        for kind, file in self.paths(sample.index, sample.name).items():
-            if kind == "submission":
-                picture = submission_image(prediction, self.labels)
-            else:
-                label, palette = sample.label.numpy(), self.labels.palette
-                picture = draw_comparison(sample.photo, label, prediction, self.labels.names, palette)
+    def keep(self, sample: Sample, prediction: Tensor) -> None:
+        """Write the pictures of a sample, and from time to time the counts."""
+        label_map = prediction.cpu().numpy()
+        for kind, file in self._paths(sample.index, sample.name).items():
             with whole_file(file) as path:
-                picture.save(path)
+                self._picture(kind, sample, label_map).save(path)
+        self._content = chain(self._content, sample.content)
+        if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES:
+            with whole_file(self._state) as path:
+                torch.save({"done": self.done, "content": self._content, "metric": self.metric.state_dict()}, path)
+            self._saved_at = time.monotonic()
 
+    def _picture(self, kind: str, sample: Sample, label_map: np.ndarray) -> Image.Image:
+        if kind == "submission":
+            return submission_image(label_map, self._labels)
+        return draw_comparison(sample.photo, sample.label.numpy(), label_map, self._labels.names, self._labels.palette)
 
-class SavedState:
-    """The counts of one process in a hidden file, so that the same evaluation goes on where it was interrupted.
+    def _paths(self, index: int, name: str) -> dict[str, Path]:
+        """Return what is written of a sample -> its file."""
+        stem = Path(name).stem if self._stems is None else self._stems[index]
+        return {kind: self._folder / kind / f"{stem}.png" for kind in self._kinds}
 
-    identity: what tells this evaluation, and this process in it, from others; but for the samples, whose contents are
-        compared before their counts are taken: `content` is of those that the metric holds, in their order.
-    """
+    def go_on(self, reader: SampleReader, index: int, count: int) -> None:
+        """Take in the counts of an interrupted evaluation.
 
-    def __init__(self, folder: Path, identity: str, metric: MeanIoU):
-        self.path = folder / f".evaluation-{identity}.pt"
-        self.metric = metric
-        self.content = b""
-        self.saved_at = time.monotonic()
+        They are left if one of their samples is no longer what it was, or a picture of it is gone.
 
-    def restore(self, reader: SampleReader, place: tuple[int, int], writer: SampleWriter) -> int:
-        """Puts the saved counts into the metric; returns how many samples they are of.
-
-        That is 0 if there are none, if one of these samples is no longer what it was, or a picture of it is gone.
-        place: index of this process, and number of all.
+        Args:
+            reader: of the samples.
+            index: of this process.
+            count: of all processes.
         """
         try:
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self._state, weights_only=True)
             done, content, counts = state["done"], state["content"], state["metric"]
         except FileNotFoundError:
-            return 0
+            return
         except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError):  # another program's file
-            return 0
+            return
         found, now = 0, b""
-        for index, name, sample in reader.contents(*place, done):
-            if not all(path.is_file() for path in writer.paths(index, name).values()):
-                return 0
+        for place, name, sample in reader.contents(index, count, done):
+            if not all(path.is_file() for path in self._paths(place, name).values()):
+                return
             found, now = found + 1, chain(now, sample)
-        if (found, now) != (done, content):
-            return 0
-        self.metric.load_state_dict(counts)
-        self.content = content
-        return done
+        if (found, now) == (done, content):
+            self.metric.load_state_dict(counts)
+            self.done, self._content = done, content
 
-    def add(self, sample: Sample) -> None:
-        """A sample that the metric holds from now on."""
-        self.content = chain(self.content, sample.content)
-
-    def save(self, done: int) -> None:
-        """At most every `SECONDS_BETWEEN_SAVES`."""
-        if time.monotonic() - self.saved_at >= SECONDS_BETWEEN_SAVES:
-            with whole_file(self.path) as path:
-                torch.save({"done": done, "content": self.content, "metric": self.metric.state_dict()}, path)
-            self.saved_at = time.monotonic()
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def finish(self) -> None:
+        """Remove what only an interruption needs."""
+        self._state.unlink(missing_ok=True)
 
 
 def chain(before: bytes, content: bytes) -> bytes:
-    """A digest of all contents up to this one, in their order, from that of those before it."""
+    """Return a digest of all contents up to this one, in their order, from that of those before it."""
     return hashlib.blake2b(before + content, digest_size=16).digest()
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The same for the same weights, in 32 hexadecimal digits."""
+    """Return a digest of all weights, in 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -162,6 +225,6 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def identify(content: Mapping[str, Any]) -> str:
-    """Of what JSON can hold, and what has a text of its own (types of numbers), 16 hexadecimal digits."""
+    """Return a digest, in 16 hexadecimal digits, of what JSON can hold and of what has a text (types of numbers)."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -26,10 +26,18 @@ def draw_comparison(
     palette: Palette,
     opacity: float = 0.6,
 ) -> Image.Image:
-    """The photo under its annotation, and beside it under the prediction, each with a legend.
+    """Draw the photo under its annotation, and beside it under the prediction, each with a legend.
 
-    label, prediction: (height, width) class ids; where the annotation has another id the photo shows, and the pixel
-        does not count in the percentage that is right.
+    Where the annotation has the id of no class the photo shows, and the pixel does not count in the percentage that is
+    right.
+
+    Args:
+        photo: of the label maps' size.
+        label: class ids (height, width).
+        prediction: class ids (height, width).
+        names: of the classes.
+        palette: their colors.
+        opacity: of the colors, in 0..1.
     """
     counted = (label >= 0) & (label < len(names))
     right = f"{100 * (label == prediction)[counted].mean():.1f} % of pixels right" if counted.any() else "unannotated"

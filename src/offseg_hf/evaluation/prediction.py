@@ -1,17 +1,17 @@
-"""From a photo to its label map: through the image processor as it is set, or over scaled and mirrored views.
+"""Prediction of the label map of a photo: through the image processor as it is set, or over scaled and mirrored views.
 
 Test-time augmentation is that of the official recipes (HVision-NKU/OffSeg @ 1414f6d: `tta_pipeline` of
 local_configs/_base_/datasets, `SegTTAModel`): each view's scores are brought to the size of the label map, made
 probabilities by a softmax over the classes, and averaged over the views.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, BatchFeature
+from transformers import BatchFeature
 
 from offseg_hf.models.image_operations import keep_ratio_size
 
@@ -22,15 +22,16 @@ OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MAX_SOFTMAX_VALUES = 2**24
 
 
-def prepare(
-    photo: Image.Image, processor: BaseImageProcessor, scales: Sequence[float] | None = None
-) -> list[BatchFeature]:
-    """The model's inputs for an RGB photo: one view by the settings of the processor, or one for each scale.
+def prepare(photo: Image.Image, processor: Any, scales: Sequence[float] | None = None) -> list[BatchFeature]:
+    """Make the model's inputs for an RGB photo: one view by the settings of the processor, or one for each scale.
 
-    scales: relative to the photo's own size, as officially; where the processor has one fixed height and width for all
-        photos, relative to these.
+    Args:
+        photo: of any size.
+        processor: the model's.
+        scales: relative to the photo's own size, as officially; where the processor has one fixed height and width for
+            all photos, relative to these.
     """
-    options = {"return_tensors": "pt"}
+    options: dict[str, Any] = {"return_tensors": "pt"}
     if getattr(processor, "do_center_crop", None):
         options["do_center_crop"] = False  # post-processing would stretch the crop's label map over the photo
     if scales is None:
@@ -44,22 +45,27 @@ def prepare(
 
 def predict(
     model: nn.Module,
-    processor: BaseImageProcessor,
+    processor: Any,
     views: Sequence[BatchFeature],
     size: tuple[int, int],
     flip: bool = False,
 ) -> Tensor:
-    """The label map of a photo, integers of `size` (height, width), from the views that `prepare` made of it.
+    """Predict the label map of a photo, integers of `size`, from the views that `prepare` made of it.
 
-    The views are on the model's device. flip: look at each of them mirrored as well.
+    Args:
+        model: of transformers, for semantic or universal segmentation.
+        processor: the model's.
+        views: on the model's device.
+        size: height and width of the label map.
+        flip: look at each of them mirrored as well.
     """
     if len(views) == 1 and not flip:
         return processor.post_process_semantic_segmentation(model(**views[0]), target_sizes=[size])[0]
-    total = None
+    total = torch.empty(0)
     for inputs in views:
         for mirrored in (False, True) if flip else (False,):
             scores = _scores(model, processor, _mirror(inputs) if mirrored else inputs, size)
-            if total is None:
+            if not len(total):
                 total = torch.zeros(scores.shape, dtype=torch.float32, device=scores.device)
             for rows in _bands(scores):
                 band = scores[:, rows].float().softmax(dim=0)
@@ -68,17 +74,17 @@ def predict(
     return total.argmax(dim=0)
 
 
-def _scaled_size(photo: Image.Image, processor: BaseImageProcessor, scale: float) -> tuple[int, int]:
-    """(height, width), rounded as mmcv's Resize does with `scale_factor` and `keep_ratio`."""
+def _scaled_size(photo: Image.Image, processor: Any, scale: float) -> tuple[int, int]:
+    """Return (height, width), rounded as mmcv's Resize does with `scale_factor` and `keep_ratio`."""
     fixed = processor.size.get("height"), processor.size.get("width")
     height, width = fixed if all(fixed) else (photo.height, photo.width)
-    scaled = [int(length * scale + 0.5) for length in (height, width)]
+    scaled = int(height * scale + 0.5), int(width * scale + 0.5)
     if min(scaled) < 1:
         raise ValueError(f"a photo of {width}x{height} has no pixels left at scale {scale}")
-    return tuple(scaled) if all(fixed) else keep_ratio_size(height, width, min(scaled), max(scaled))
+    return scaled if all(fixed) else keep_ratio_size(height, width, min(scaled), max(scaled))
 
 
-def _scores(model: nn.Module, processor: BaseImageProcessor, inputs: BatchFeature, size: tuple[int, int]) -> Tensor:
+def _scores(model: nn.Module, processor: Any, inputs: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
     results = processor.post_process_semantic_segmentation(
         model(**inputs), target_sizes=[size], return_segmentation_scores=True
     )
@@ -86,7 +92,7 @@ def _scores(model: nn.Module, processor: BaseImageProcessor, inputs: BatchFeatur
 
 
 def _mirror(inputs: BatchFeature) -> dict[str, Any]:
-    """The inputs for the mirrored photo. Where padding is known (`image_sizes`) it stays at the right and bottom."""
+    """Mirror the inputs. Where padding is known (`image_sizes`) it stays at the right and bottom."""
     mirrored = dict(inputs)
     pixel_values = inputs["pixel_values"]
     if "image_sizes" in inputs:
@@ -101,7 +107,7 @@ def _mirror(inputs: BatchFeature) -> dict[str, Any]:
 
 
 def _bands(scores: Tensor) -> Iterator[slice]:
-    """Rows of (classes, height, width) that are worked on together."""
+    """Divide (classes, height, width) into rows that are worked on together."""
     classes, height, width = scores.shape
     step = max(1, MAX_SOFTMAX_VALUES // (classes * width))
     return (slice(top, top + step) for top in range(0, height, step))

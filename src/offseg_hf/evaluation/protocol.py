@@ -1,16 +1,19 @@
 """A loaded model over a data set: the official protocol, on one process or many, in constant memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import BaseImageProcessor
 
 from offseg_hf.data.dataset import label_set_of
 from offseg_hf.evaluation.metric import MeanIoU
+from offseg_hf.evaluation.outputs import Sink
 from offseg_hf.evaluation.prediction import predict
 from offseg_hf.evaluation.samples import Sample, SampleReader, load_samples
 from offseg_hf.utils.hub_errors import reason
@@ -21,96 +24,122 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
+class Processes:
+    """The processes that share an evaluation: those of an accelerator, or without one this process alone.
+
+    An Accelerator for one process would be more than nothing: it settles device and precision for all that follows.
+    """
+
+    def __init__(self, accelerator: Accelerator | None = None):
+        self.accelerator = accelerator
+        self.index: int = 0 if accelerator is None else accelerator.process_index
+        self.count: int = 1 if accelerator is None else accelerator.num_processes
+
+    @classmethod
+    def launched(cls, device: str | None) -> Processes:
+        """Return the processes of `accelerate launch`, torchrun or MPI, or this one alone."""
+        counts = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+        if all(int(os.environ.get(name, 1)) == 1 for name in counts):
+            return cls()
+        from accelerate import Accelerator
+
+        # Without being told, accelerate takes several processes on CPUs for as many single ones.
+        return cls(Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available()))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one reports for all."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def autocast(self) -> AbstractContextManager:
+        """Compute in the precision that the processes were started with."""
+        return nullcontext() if self.accelerator is None else self.accelerator.autocast()
+
+    def total(self, sink: Sink) -> tuple[MeanIoU, int]:
+        """Return the metric over all processes, and how many samples it is of."""
+        if self.accelerator is None:
+            return sink.metric, sink.done
+        done = self.accelerator.reduce(torch.tensor(sink.done, device=self.accelerator.device), reduction="sum")
+        return sink.metric.across_processes(), int(done)
+
+
+def metric_for(dataset: Dataset | IterableDataset) -> MeanIoU:
+    """Return an empty metric of the classes of a data set."""
+    labels = label_set_of(dataset)
+    return MeanIoU(len(labels), labels.ignore_index)
+
+
 @torch.no_grad()
 def evaluate_model(
     model: nn.Module,
     processor: BaseImageProcessor,
-    dataset: "Dataset | IterableDataset",
+    dataset: Dataset | IterableDataset,
     *,
-    metric: MeanIoU | None = None,
-    accelerator: "Accelerator | None" = None,
+    accelerator: Accelerator | None = None,
     scales: Sequence[float] | None = None,
     flip: bool = False,
     workers: int = 0,
-    start: int = 0,
-    on_sample: Callable[[Sample, np.ndarray], None] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    sink: Sink | None = None,
 ) -> dict[str, Any]:
-    """The metrics of `MeanIoU.compute` over a data set, with `num_images` and `confusion_matrix` (label, prediction).
+    """Evaluate a model on a data set.
 
     One image at a time goes through the processor and its windows; the scores are compared at the size of the label
     map. The model stays on its device, in its precision; every module gets its training mode back, and no random
     number is drawn.
 
-    dataset: from `load_segmentation_data`, streaming or not.
-    metric: what the counts of this process are added to; by default a new one.
-    accelerator: with several processes, each evaluates every n-th image, none twice, and all get the result of all;
-        its mixed precision applies. Without, this process evaluates everything.
-    scales, flip: test-time augmentation, see `prediction`; officially `OFFICIAL_SCALES` and True.
-    workers: processes that read images ahead (of streaming data sets this one reads).
-    start: how many images of this process `metric` holds already: of an evaluation that was interrupted.
-    on_sample: called with each sample and its label map, (height, width) integers.
-    progress: called after each sample with the number done and the number of all, on this process; of a streaming
-        data set that is None.
+    Args:
+        model: of transformers, for semantic or universal segmentation.
+        processor: the model's.
+        dataset: from `load_segmentation_data`, streaming or not.
+        accelerator: with several processes, each evaluates every n-th image, none twice, and all get the result of
+            all; its mixed precision applies. Without, this process evaluates everything.
+        scales: of test-time augmentation, see `prediction`; officially `OFFICIAL_SCALES`.
+        flip: look at each view mirrored as well, as officially test-time augmentation does.
+        workers: processes that read images ahead (of streaming data sets this one reads).
+        sink: takes the label maps; by default they are only counted.
 
-    Raises ValueError that names the sample at fault.
+    Returns:
+        The metrics of `MeanIoU.compute`, with `num_images` and `confusion_matrix` (label, prediction).
+
+    Raises:
+        ValueError: names the sample at fault.
     """
-    if metric is None:
-        labels = label_set_of(dataset)
-        metric = MeanIoU(len(labels), labels.ignore_index)
+    processes = Processes(accelerator)
     if accelerator is not None:
         model = accelerator.unwrap_model(model)  # DistributedDataParallel would wait for processes with fewer images
+    sink = Sink(metric_for(dataset)) if sink is None else sink
     like = next(model.parameters())
-    samples, total = _share(dataset, processor, scales, workers, start, accelerator)
-
-    done = start
-    with _evaluating(model), accelerator.autocast() if accelerator is not None else nullcontext():
+    samples, total = _share(SampleReader(dataset, processor, (), scales), workers, sink.done, processes)
+    with _evaluating(model), processes.autocast():
         for sample in samples:
             views = [view.to(like.device, like.dtype) for view in sample.views]
+            height, width = sample.label.shape
             try:
-                prediction = predict(model, processor, views, tuple(sample.label.shape), flip)
+                prediction = predict(model, processor, views, (height, width), flip)
             except Exception as error:  # of a model that cannot take images of this size, or of a full memory
                 what = f"{type(model).__name__} with {type(processor).__name__}"
                 raise ValueError(f"{sample.name}: {what} makes no label map of it: {reason(error)}") from error
-            try:
-                metric.update(prediction, sample.label)
-            except ValueError as error:
-                raise ValueError(f"{sample.name}: {error}") from error
-            if on_sample is not None:
-                on_sample(sample, prediction.cpu().numpy())
-            done += 1
-            if progress is not None:
-                progress(done, total)
-
-    if accelerator is not None:
-        metric = metric.across_processes()
-        done = int(accelerator.reduce(torch.tensor(done, device=accelerator.device), reduction="sum"))
-    if not done:
+            sink.add(sample, prediction, total)
+    metric, num_images = processes.total(sink)
+    if not num_images:
         raise ValueError("nothing to evaluate: the data set is empty")
-    return {**metric.compute(), "num_images": done, "confusion_matrix": metric.confusion_matrix.cpu().numpy()}
+    return {**metric.compute(), "num_images": num_images, "confusion_matrix": metric.confusion_matrix.cpu().numpy()}
 
 
 def _share(
-    dataset: "Dataset | IterableDataset",
-    processor: BaseImageProcessor,
-    scales: Sequence[float] | None,
-    workers: int,
-    start: int,
-    accelerator: "Accelerator | None",
+    reader: SampleReader, workers: int, start: int, processes: Processes
 ) -> tuple[Iterator[Sample], int | None]:
-    """The samples of this process from its `start`-th on, and the number of all of its samples, if it is known."""
-    place = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    if not hasattr(dataset, "__len__"):
-        reader = SampleReader(dataset, processor, (), scales)
-        return reader.stream(*place, start), None
-    indices = range(len(dataset))[place[0] :: place[1]]
-    reader = SampleReader(dataset, processor, indices[start:], scales)
+    """Return the samples of this process from its `start`-th on, and the number of all of its samples, if known."""
+    if not hasattr(reader.rows, "__len__"):
+        return reader.stream(processes.index, processes.count, start), None
+    indices = range(len(reader.rows))[processes.index :: processes.count]
+    reader.indices = indices[start:]
     return load_samples(reader, workers), len(indices)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was in, which need not be one for all."""
+    """Set evaluation mode; afterwards every module is in the mode it was in, which need not be one for all."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

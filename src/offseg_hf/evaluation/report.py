@@ -20,7 +20,7 @@ PER_CLASS = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
 
 
 def metric_report(result: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
-    """`metrics` and, in the order of the ids, `classes` of what `evaluate_model` found: ratios from 0 to 1.
+    """Report `metrics` and, in the order of the ids, `classes` of what `evaluate_model` found: ratios from 0 to 1.
 
     None stands where a class has nothing to divide by: JSON has no NaN.
     """
@@ -34,7 +34,7 @@ def metric_report(result: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """Where numbers come from: versions, device, processes."""
+    """Tell where numbers come from: versions, device, processes."""
     import datasets
     import transformers
 
@@ -51,7 +51,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def result_table(report: Mapping[str, Any]) -> Table:
-    """Per class IoU, accuracy, F-score and share of the annotated pixels, and their means, in percent."""
+    """Make a table of IoU, accuracy, F-score and share of the pixels per class, and means, in percent."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
     metrics, classes = report["metrics"], report["classes"]
     total = sum(row["pixels"] for row in classes)
@@ -66,7 +66,7 @@ def result_table(report: Mapping[str, Any]) -> Table:
 
 
 def result_line(report: Mapping[str, Any]) -> str:
-    """The result in one line."""
+    """Write the result in one line."""
     metrics, data = report["metrics"], report["dataset"]
     numbers = ", ".join(f"{key} {_percent(metrics[key])}" for key in MEANS[:3])
     return f"{numbers} on {data['num_images']} images of {data['title']}, {data['split']}"

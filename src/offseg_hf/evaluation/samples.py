@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 class Sample:
     """A photo with its label map.
 
-    index: in the data set. name: its file as the data set names it. content: tells it from any other photo with any
-        other label map. views: the model's inputs, on the CPU.
+    Args:
+        index: in the data set.
+        name: its file as the data set names it.
+        content: tells it from any other photo with any other label map.
+        photo: RGB, upright.
+        label: its label map, (height, width).
+        views: the model's inputs, on the CPU.
     """
 
     index: int
@@ -58,7 +63,7 @@ class SampleReader(torch.utils.data.Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> "Sample | ValueError":
-        """The sample, or why it cannot be used: of what a worker process raises, the loader makes pages."""
+        """Return the sample, or why it cannot be used: of what a worker process raises, the loader makes pages."""
         index = self.indices[position]
         try:
             return self.read(index, self.rows[index])
@@ -66,7 +71,7 @@ class SampleReader(torch.utils.data.Dataset):
             return error
 
     def read(self, index: int, row: dict[str, Any]) -> Sample:
-        """Raises ValueError with the name of the file that cannot be used, and the reason."""
+        """Read a sample; raises ValueError with the name of the file that cannot be used, and the reason."""
         name = sample_name_of(index, row)
         photo, label_map = self.pairs.read(index, row)
         label = torch.from_numpy(np.array(label_map))
@@ -80,10 +85,10 @@ class SampleReader(torch.utils.data.Dataset):
         return Sample(index, name, _content(row), photo, label, views)
 
     def contents(self, process_index: int, num_processes: int, count: int) -> Iterator[tuple[int, str, bytes]]:
-        """Index, name and content (as of `Sample`) of the first `count` samples of one process; none is decoded."""
+        """Yield index, name and content (as of `Sample`) of the first `count` samples of a process, not decoded."""
         if hasattr(self.rows, "__len__"):
             indices = range(len(self.rows))[process_index::num_processes][:count]
-            rows = ((index, self.rows[index]) for index in indices)
+            rows: Iterator[tuple[int, Any]] = ((index, self.rows[index]) for index in indices)
         else:
             stop = process_index + count * num_processes
             rows = islice(enumerate(self.rows), process_index, stop, num_processes)
@@ -91,15 +96,17 @@ class SampleReader(torch.utils.data.Dataset):
             yield index, sample_name_of(index, row), _content(row)
 
     def stream(self, process_index: int, num_processes: int, start: int) -> Iterator[Sample]:
-        """Of a streaming data set the samples of one process from its `start`-th on; those before, and those of the
-        other processes, are not decoded."""
+        """Yield, of a streaming data set, the samples of one process from its `start`-th on.
+
+        Those before, and those of the other processes, are not decoded.
+        """
         first = start * num_processes + process_index
         for index, row in islice(enumerate(self.rows), first, None, num_processes):
             yield self.read(index, row)
 
 
 def sample_names(dataset: "Dataset") -> list[str]:
-    """The files of all samples as the data set names them, without reading them."""
+    """Return the files of all samples as the data set names them, without reading them."""
     from datasets import Image as ImageFeature
 
     cells = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False)).flatten()
@@ -108,12 +115,12 @@ def sample_names(dataset: "Dataset") -> list[str]:
 
 
 def load_samples(reader: SampleReader, workers: int) -> Iterator[Sample]:
-    """The samples of `reader` in order; `workers` processes read ahead. Raises ValueError as `SampleReader.read`."""
+    """Yield the samples of `reader` in order, which `workers` processes read ahead, or raise their errors."""
     loader = torch.utils.data.DataLoader(
         reader,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type] # without batches it gets the sample
         generator=torch.Generator(),  # the global one belongs to training
     )
     for sample in loader:
@@ -123,11 +130,12 @@ def load_samples(reader: SampleReader, workers: int) -> Iterator[Sample]:
 
 
 def sample_name_of(index: int, row: dict[str, Any]) -> str:
+    """Return the file of a sample as the data set names it, or else its index."""
     return (row["image"] or {}).get("path") or f"sample {index}"
 
 
 def _content(row: dict[str, Any]) -> bytes:
-    """A digest of the bytes of both files. Of one elsewhere, its address: on the Hub that has the commit in it."""
+    """Digest the bytes of both files. Of one elsewhere, its address: on the Hub that has the commit in it."""
     digest = hashlib.blake2b(digest_size=16)
     for column in ("image", "label"):
         cell = row[column] or {}

@@ -18,8 +18,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
+from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.label_sets import LABEL_SETS
-from offseg_hf.data.scenes.street import SCENE_LABELS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
 from offseg_hf.utils.files import file_digests
@@ -183,7 +183,7 @@ def _card(folder: Path, repository: str, config: PreTrainedConfig, training: Tra
     classes = [config.id2label[index] for index in range(config.num_labels)]
     model, data = (training.recipe.get(section, {}) for section in ("model", "data"))
     data_id = _hub_id(data.get("source"), folder)
-    data_title = _data_title(classes, data.get("source"))
+    data_title = _data_title(classes, data.get("source"), folder)
     base_model = _hub_id(_start(model), folder)
     front = ModelCardData(
         base_model=base_model,
@@ -245,10 +245,10 @@ def _hub_id(source: str | None, folder: Path) -> str | None:
     return None if is_local else source
 
 
-def _data_title(classes: list[str], source: str | None) -> str:
-    """The name of the data set: a known one's title by its classes, else the last part of where it came from."""
-    for labels in (*LABEL_SETS.values(), SCENE_LABELS):
-        if labels.names == tuple(classes):
+def _data_title(classes: list[str], source: str | None, folder: Path) -> str:
+    """Name the data set: by its classes.json or a benchmark's classes, else the last part of where it came from."""
+    for labels in (label_set_beside(folder), *LABEL_SETS.values()):
+        if labels is not None and labels.names == tuple(classes):
             return labels.title
     return PureWindowsPath(source).name if source else "the data that it was trained on"
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.reading import to_rgb
 from offseg_hf.utils.hub_errors import reason
 from offseg_hf.visualization import palette_for
@@ -35,7 +36,7 @@ class Segmenter:
         self.processor, self.model = _load(str(model), dtype)
         self.model.to(self.device).eval()
         self.names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
-        self.palette = palette_for(self.names)
+        self.palette = palette_for(self.names, label_set_beside(model))
 
     @torch.inference_mode()
     def __call__(self, photo: Image.Image) -> np.ndarray:

@@ -1,32 +1,26 @@
-"""What a recipe names, made: data, model, image processor and the batches that a process trains on."""
+"""Builders of what a recipe names: data, model and image processor."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
     PreTrainedModel,
 )
 
-from offseg_hf.data.dataset import label_set_of, load_segmentation_data, sample_name
+from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import LabelSet
-from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
-from offseg_hf.training.interruption import ignore_signals
 from offseg_hf.training.optimization import OFFSETS, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
-from offseg_hf.training.settings_errors import check_types, named_settings
-from offseg_hf.training.values import require_known
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class, register
 
 
@@ -35,17 +29,10 @@ if TYPE_CHECKING:
 
 
 def load_split(recipe: Recipe, split: str) -> Dataset:
-    """A split of the recipe's data."""
-    data = recipe.data
-    return load_segmentation_data(
-        data.source,
-        split,
-        config_name=data.config_name,
-        revision=data.revision,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        labels=data.labels,
-    )
+    """Load a split of the recipe's data."""
+    data = load_data(recipe.data.data_source(), split)
+    assert not isinstance(data, dict)
+    return data
 
 
 def build_model(
@@ -53,9 +40,13 @@ def build_model(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Build the model, with random weights or those of `model.checkpoint`, and its image processor.
 
-    say: told what of the checkpoint does not go on: classes of its classifier, and what else begins anew.
+    Args:
+        recipe: of the training.
+        labels: the classes.
+        say: told what of the checkpoint does not go on: classes of its classifier, and what else begins anew.
 
-    Raises ValueError that names the setting of the recipe that does not fit.
+    Raises:
+        ValueError: names the setting of the recipe that does not fit.
     """
     register()
     classes = {
@@ -74,16 +65,12 @@ def build_model(
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()  # out of the file into aligned memory: a resumed training rounds alike
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-        require_known(changes, _processor_settings(processor), "model.image_processor.")
-        check_types("model.image_processor", changes, processor.valid_kwargs)
+        kinds = getattr(processor.valid_kwargs, "__annotations__", {})
+        require_known(changes, sorted({*processor.to_dict(), *kinds}), "model.image_processor.")
+        changes = check_settings("model.image_processor", changes, kinds)
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **changes)
     require_trainable(model)
     return model, processor
-
-
-def _processor_settings(processor: BaseImageProcessor) -> list[str]:
-    """What its `__init__` takes, set or not."""
-    return sorted({*processor.to_dict(), *getattr(processor.valid_kwargs, "__annotations__", {})})
 
 
 def require_trainable(model: PreTrainedModel) -> None:
@@ -123,9 +110,9 @@ def settings_without_effect(recipe: Recipe, model: PreTrainedModel, processor: B
         found.append(("optimizer.offset_multiplier", f"this {type(model).__name__} has no offsets"))
     encoder = encoder_of(model)
     if not any(encoder.match(name) for name in names):
-        for name in ("encoder_multiplier", "head_multiplier"):
-            if getattr(optimizer, name) != 1:
-                found.append((f"optimizer.{name}", f"nothing in this {type(model).__name__} is known as its encoder"))
+        reason = f"nothing in this {type(model).__name__} is known as its encoder"
+        names = [name for name in ("encoder_multiplier", "head_multiplier") if getattr(optimizer, name) != 1]
+        found += [(f"optimizer.{name}", reason) for name in names]
     for key, reason in found:
         refuse_written(recipe, key, reason)
     return [key for key, _ in found]
@@ -158,73 +145,9 @@ def require_something_to_learn(data: Dataset, split: str) -> None:
     )
 
 
-def device_batch_size(recipe: Recipe, num_processes: int) -> int:
-    """Samples that a process takes at once, so that all take `training.batch_size` together in whole steps."""
-    total = recipe.training.batch_size
-    part, rest = divmod(total, num_processes)
-    if rest:
-        raise ValueError(
-            f"training.batch_size: expected a multiple of the {num_processes} processes, got {total}; it counts the "
-            "samples of all processes together"
-        )
-    size = recipe.training.device_batch_size or part
-    if part % size:
-        raise ValueError(
-            f"training.device_batch_size: expected a divisor of {part}, which is the batch of {total} over "
-            f"{num_processes} processes, got {size}"
-        )
-    return size
-
-
-class SampleError(ValueError):
-    """A sample cannot be used; the message is one line, which names its file."""
-
-
-class NamedSamples(torch.utils.data.Dataset):
-    """Samples whose errors, of whatever kind, are SampleErrors: the text of a worker's ends with its one line."""
-
-    def __init__(self, samples: TrainingSet):
-        self.samples = samples
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        try:
-            return self.samples[key]
-        except ValueError as error:  # which names it
-            raise SampleError(one_line(error)) from error
-        except Exception as error:  # decoders raise almost anything on broken files
-            name = sample_name(self.samples.dataset, key[1])
-            raise SampleError(f"{name}: cannot be read: {one_line(error)}") from error
-
-
-def training_loader(
-    samples: TrainingSet, sampler: TrainingSampler, batch_size: int, num_workers: int, pin_memory: bool
-) -> DataLoader:
-    """Endless batches of a process."""
-    return DataLoader(
-        NamedSamples(samples),
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        worker_init_fn=ignore_signals,
-        pin_memory=pin_memory,
-    )
-
-
-def model_inputs(
-    batch: Mapping[str, Tensor], takes_masks: bool, ignore_index: int
-) -> dict[str, Tensor | list[Tensor]]:
-    """The arguments of a model's forward for images and label maps; a model of masks takes a mask for every class."""
-    if not takes_masks:
-        return dict(batch)
-    classes = [labels.unique() for labels in batch["labels"]]
-    classes = [present[present != ignore_index] for present in classes]
-    masks = [(labels == present[:, None, None]).float() for labels, present in zip(batch["labels"], classes)]
-    return {"pixel_values": batch["pixel_values"], "mask_labels": masks, "class_labels": classes}
-
-
 def depends_on_device_batch(model: PreTrainedModel) -> bool:
-    """Whether it makes a difference to training which samples a device takes together, beyond rounding."""
-    if not hasattr(model, "segment"):  # not of ours: its loss is a mean over labelled pixels, or over masks
+    """Return whether it makes a difference to training, beyond rounding, which samples a device takes together."""
+    if not hasattr(model, "segment"):  # not of ours: its loss is a mean over labeled pixels, or over masks
         return True
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     learns = any(not isinstance(norm, FixedBatchNorm2d) for norm in norms)
@@ -233,12 +156,12 @@ def depends_on_device_batch(model: PreTrainedModel) -> bool:
     return learns or any(rate > 0 for rate in rates)
 
 
-def synchronize_batch_norms(module: nn.Module) -> nn.Module:
-    """Batch norms over all processes, in place. torch's own conversion would let fixed statistics learn, too."""
-    if isinstance(module, FixedBatchNorm2d):
-        return module
-    if isinstance(module, BATCH_NORMS):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+def synchronize_batch_norms(module: nn.Module) -> None:
+    """Make batch norms in a module those of all processes; torch's own conversion lets fixed statistics learn, too."""
     for name, child in module.named_children():
-        setattr(module, name, synchronize_batch_norms(child))
-    return module
+        if isinstance(child, FixedBatchNorm2d):
+            continue
+        if isinstance(child, BATCH_NORMS):
+            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        else:
+            synchronize_batch_norms(child)

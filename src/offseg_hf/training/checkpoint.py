@@ -4,8 +4,8 @@ A checkpoint is written under a name of its own (`.last.partial`), renamed when 
 (`.last.new`), and takes the place of the one before by two more renames. A kill in between leaves at most what
 `finish_replacing` puts in order, from the names alone.
 
-A checkpoint is a model's folder, as `from_pretrained` and `pipeline` read it, and beside it `training_state.pt`, all
-that the training goes on from.
+A checkpoint is a model's folder, as `from_pretrained` and `pipeline` read it, with the `classes.json` of its data, and
+`training_state.pt`, all that the training goes on from.
 """
 
 import json
@@ -13,6 +13,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.hub.training_card import STATE_FILE
 from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.state import Progress
 from offseg_hf.utils.files import finish_replacing, replacing
 from offseg_hf.utils.hub_errors import one_line
 from offseg_hf.utils.yaml_files import flat
@@ -49,17 +52,47 @@ FREE_SECTION = "model.image_processor."
 OF_SCORES = ("data.validation_split", FREE_SECTION)
 
 
-def save_checkpoint(
-    folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, state: dict[str, Any]
-) -> None:
-    """Write a checkpoint in the place of the one at `folder`, if there is one; `state` is of tensors and plain values.
+@dataclass
+class LastCheckpoint:
+    """Record where the newest checkpoint is that a training would go on from, if any, and how far it was there."""
 
-    Raises OSError if it cannot be written, and then leaves the one before as it was.
+    folder: Path | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint that a training goes on from, and the state in it."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        """How far it is."""
+        return self.state["progress"]["iteration"]
+
+
+def save_checkpoint(
+    folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, labels: LabelSet, state: dict[str, Any]
+) -> None:
+    """Write a checkpoint in the place of the one at `folder`, if there is one.
+
+    Args:
+        folder: of the checkpoint.
+        model: of transformers.
+        processor: the model's.
+        labels: the classes, whose colors and title come with the model.
+        state: of tensors and plain values.
+
+    Raises:
+        OSError: if it cannot be written; the one before is left as it was.
     """
     with replacing(folder) as partial:
         try:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
+            (partial / FILE_NAME).write_text(classes_json(labels), encoding="utf-8")
             torch.save(state, partial / STATE_FILE)
         except (SafetensorError, RuntimeError) as error:  # as these writers call errors of the disk
             free = shutil.disk_usage(folder.parent).free / 2**20
@@ -71,7 +104,7 @@ def save_checkpoint(
 
 @contextmanager
 def exclusive(output: Path) -> Iterator[None]:
-    """The folder of a training for this process alone, until it ends in whatever way; OSError if another has it."""
+    """Keep the folder of a training for this process until it ends in whatever way; OSError if another has it."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as file:
         try:
@@ -86,9 +119,11 @@ def exclusive(output: Path) -> Iterator[None]:
 
 
 def load_state(folder: Path, mmap: bool = False) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU; raises ValueError or OSError if there is none that can be read.
+    """Load the state in a checkpoint, on the CPU; raises ValueError or OSError if there is none that can be read.
 
-    mmap: read tensors from the disk only when they are used.
+    Args:
+        folder: of the checkpoint.
+        mmap: read tensors from the disk only when they are used.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -102,10 +137,12 @@ def load_state(folder: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def find_resumable(output: Path, resume: str | Path | None) -> Path | None:
-    """The checkpoint to go on from in a training into `output`; None to begin one.
+    """Find the checkpoint to go on from in a training into `output`; None to begin one.
 
-    resume: "auto" for the newest in `output`, if there is one; the folder of a checkpoint, or one that holds some;
-        None if `output` should hold none (FileExistsError).
+    Args:
+        output: folder of the training.
+        resume: "auto" for the newest in `output`, if there is one; the folder of a checkpoint, or one that holds some;
+            None if `output` should hold none (FileExistsError).
     """
     for name in CHECKPOINTS:
         finish_replacing(output / name)
@@ -129,7 +166,7 @@ def find_resumable(output: Path, resume: str | Path | None) -> Path | None:
 
 
 def find_checkpoints(output: Path) -> list[Path]:
-    """The checkpoints in the folder of a training, the newest first; `last` before `best` if they are of one age."""
+    """Find the checkpoints in the folder of a training, the newest first; `last` before `best` of one age."""
     folders = [output / name for name in CHECKPOINTS if (output / name / STATE_FILE).is_file()]
     if len(folders) < 2:
         return folders
@@ -149,12 +186,12 @@ def require_same_recipe(recipe: Recipe, saved: dict[str, Any], checkpoint: Path)
 
 
 def are_scores_comparable(recipe: Recipe, saved: dict[str, Any]) -> bool:
-    """Whether what is evaluated, and how, is as it was."""
+    """Return whether what is evaluated, and how, is as it was."""
     return not any(key.startswith(OF_SCORES) for key in _changes(recipe, saved))
 
 
 def label_facts(labels: LabelSet) -> dict[str, Any]:
-    """What of the classes a training depends on, to save with it."""
+    """Return what of the classes a training depends on, to save with it."""
     return {
         "names": list(labels.names),
         "values": list(labels.raw_ids),
@@ -176,20 +213,20 @@ def require_same_labels(recipe: Recipe, labels: LabelSet, state: dict[str, Any],
 
 
 def _labels_of_config(checkpoint: Path) -> dict[str, Any]:
-    """Of a checkpoint without a record of its classes."""
+    """Read the classes of a checkpoint without a record of them."""
     names = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("id2label", {})
     return {"names": [names[key] for key in sorted(names, key=int)]} if names else {}
 
 
 def _begin_another(checkpoint: Path, recipe: Recipe) -> str:
-    """What to do instead, in settings that the recipe takes beside those that it has."""
+    """Say what to do instead, in settings that the recipe takes beside those that it has."""
     beside = [name for name in ("preset", "pretrained") if f"model.{name}" in recipe.written]
     words = [f"model.checkpoint={checkpoint}", *(f"model.{name}=null" for name in beside)]
     return f"begin a training in another folder from its weights ({' '.join(words)})"
 
 
 def _changes(recipe: Recipe, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key -> (value that was saved, value now), of those that differ."""
+    """Return key -> (value that was saved, value now), of those that differ."""
     now, before = flat(recipe.to_dict()), flat(saved)
     keys = [key for key in {**before, **now} if now.get(key) != before.get(key)]
     return {key: (before.get(key), now.get(key)) for key in keys}

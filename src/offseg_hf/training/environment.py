@@ -1,10 +1,11 @@
-"""What a training runs in: what its launcher was told, and a record for who reads its results later."""
+"""The environment of a training: what its launcher was told, and a record for who reads its results later."""
 
 import json
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast, get_args
 
 import accelerate
 from accelerate import Accelerator
@@ -13,9 +14,9 @@ from accelerate.utils import GradientAccumulationPlugin
 from offseg_hf.evaluation.outputs import write_json
 from offseg_hf.evaluation.report import environment
 from offseg_hf.hub.training_card import ENVIRONMENT_FILE
+from offseg_hf.training.recipe import Precision
 
 
-PRECISIONS = ("no", "fp16", "bf16")
 TRUE = ("1", "true", "t", "yes", "y", "on")
 # What `accelerate launch` sets for ways of training that this one does not know.
 UNKNOWN_WAYS = {
@@ -51,20 +52,21 @@ def launcher_notes(environment: Mapping[str, str]) -> list[str]:
     return [f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} is left out: training.device_batch_size accumulates"]
 
 
-def mixed_precision(wanted: str | None, environment: Mapping[str, str]) -> str:
+def mixed_precision(wanted: Precision | None, environment: Mapping[str, str]) -> Precision:
     """Choose the recipe's precision; if it says none, that of the launcher, which says "no" unless it is told.
 
     Raises ValueError where the two differ.
     """
     launched = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
-    if launched not in PRECISIONS:
-        raise ValueError(f"ACCELERATE_MIXED_PRECISION: expected one of {', '.join(PRECISIONS)}, got {launched}")
+    known = get_args(Precision)
+    if launched not in known:
+        raise ValueError(f"ACCELERATE_MIXED_PRECISION: expected one of {', '.join(known)}, got {launched}")
     if wanted is not None and launched not in ("no", wanted):
         raise ValueError(
             f"training.mixed_precision={wanted} differs from what accelerate was launched with, {launched} "
             "(ACCELERATE_MIXED_PRECISION): leave out one of the two"
         )
-    return wanted or launched
+    return wanted or cast(Precision, launched)
 
 
 def make_accelerator(precision: str, tracker: str | None, output: Path) -> Accelerator:
@@ -96,7 +98,7 @@ def write_environment(folder: Path, accelerator: Accelerator) -> None:
 
 
 def git_commit() -> str | None:
-    """The commit that the working directory is at, with `-dirty` if files differ from it; None outside of git."""
+    """Return the commit of the working directory, with `-dirty` if files differ from it; None outside of git."""
     command = ("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,4 +1,4 @@
-"""A trained model as the start of another training: its weights, and of its classifier the classes in common."""
+"""Going on from a trained model in another training: with its weights, and of its classifier the classes in common."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ from transformers import (
 )
 
 from offseg_hf.data.label_sets import LabelSet, plain_name
-from offseg_hf.training.settings_errors import named_settings
-from offseg_hf.training.values import require_known
+from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class
 
 
@@ -39,12 +39,18 @@ def load_trained(
     A class that the checkpoint knows by the same name, whatever its number there, keeps its rows of the classifier;
     the others begin anew.
 
-    changes: of fields of its configuration. say: told which classes are new, and what else the checkpoint lacks.
+    Args:
+        checkpoint: folder, or name on the Hub.
+        labels: the classes.
+        changes: of fields of its configuration.
+        say: told which classes are new, and what else the checkpoint lacks.
 
-    Raises ValueError for changes that do not fit the weights.
+    Raises:
+        ValueError: for changes that do not fit the weights.
     """
     config = _configuration(checkpoint, changes)
-    names = [config.id2label.get(index, f"LABEL_{index}") for index in range(config.num_labels)]
+    known: Mapping[Any, str] = config.id2label or {}
+    names = [known.get(index, f"LABEL_{index}") for index in range(_num_classes(config))]
     model = _load(checkpoint, config, changes, say)
     if _is_nameless(names) and len(names) == len(labels):
         say(f"{checkpoint} has no names of classes: its classifier is taken over by their numbers")
@@ -66,6 +72,7 @@ def _configuration(checkpoint: str, changes: Mapping[str, Any]) -> PreTrainedCon
     own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
     config = AutoConfig.from_pretrained(checkpoint, **own)
     require_known(changes, list(config.to_dict()), "model.config.")
+    changes = check_settings("model.config", changes, {item.name: item.type for item in fields(config)})
     for name in INITIAL:
         if name in changes and changes[name] != getattr(config, name):
             raise ValueError(
@@ -107,7 +114,7 @@ def _load(
 
 
 def _set_classes(config: PreTrainedConfig, labels: LabelSet) -> PreTrainedConfig:
-    """The configuration, in place, and those in it that a loss reads which label does not count."""
+    """Set the classes of a configuration, and in those in it the label that does not count in a loss."""
     config.id2label, config.label2id = labels.id2label(), labels.label2id()
     parts = [config]
     for part in parts:
@@ -120,12 +127,16 @@ def _set_classes(config: PreTrainedConfig, labels: LabelSet) -> PreTrainedConfig
     return config
 
 
+def _num_classes(config: PreTrainedConfig) -> int:
+    return config.num_labels or 0
+
+
 def _is_nameless(names: Sequence[str]) -> bool:
     return all(name == f"LABEL_{index}" for index, name in enumerate(names))
 
 
 def _same_names(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """(class id here, class id there) of the classes that both have; case and punctuation are no difference."""
+    """Pair (class id here, class id there) of the classes that both have; case and punctuation are no difference."""
     pairs: dict[int, int] = {}
     for form in (str, plain_name):
         there, here = Counter(map(form, old)), Counter(map(form, new))
@@ -138,7 +149,7 @@ def _same_names(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]
 
 @torch.no_grad()
 def _with_classes(old: PreTrainedModel, new: PreTrainedModel, pairs: Sequence[tuple[int, int]]) -> PreTrainedModel:
-    """`new` with the weights of `old`: all that do not depend on classes, and of the rest what belongs to `pairs`."""
+    """Give `new` the weights of `old` that do not depend on classes, and of the rest what belongs to `pairs`."""
     axes, weights = class_axes(old), old.state_dict()
     for name, tensor in new.state_dict().items():
         if name not in axes:
@@ -151,11 +162,11 @@ def _with_classes(old: PreTrainedModel, new: PreTrainedModel, pairs: Sequence[tu
 def _copy_classes(
     new: Tensor, old: Tensor, old_model: PreTrainedModel, new_model: PreTrainedModel, pairs: Sequence[tuple[int, int]]
 ) -> None:
-    """Rows of classes; those behind them, as for "no object", are the same in both."""
+    """Copy rows of classes; those behind them, as for "no object", are the same in both."""
     for here, there in pairs:
         new[here] = old[there]
-    if (behind := len(old) - old_model.config.num_labels) > 0:
-        new[new_model.config.num_labels :] = old[-behind:]
+    if (behind := len(old) - _num_classes(old_model.config)) > 0:
+        new[_num_classes(new_model.config) :] = old[-behind:]
 
 
 def class_axes(model: PreTrainedModel) -> dict[str, int | None]:
@@ -164,12 +175,12 @@ def class_axes(model: PreTrainedModel) -> dict[str, int | None]:
     By what a class more would change.
     """
     config = copy.deepcopy(model.config)
-    config.num_labels += 1
+    config.num_labels = _num_classes(config) + 1
     with torch.device("meta"):
         larger = auto_model_class(config).from_config(config).state_dict()
-    axes = {}
+    axes: dict[str, int | None] = {}
     for name, tensor in model.state_dict().items():
-        differing = [axis for axis, (a, b) in enumerate(zip(tensor.shape, larger[name].shape)) if a != b]
+        differing = [axis for axis, (a, b) in enumerate(zip(tensor.shape, larger[name].shape, strict=True)) if a != b]
         if differing:
             axes[name] = differing[0] if len(differing) == 1 else None
     return axes

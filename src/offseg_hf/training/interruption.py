@@ -40,7 +40,7 @@ class Interruption:
 
     @contextmanager
     def breakable(self, when: str) -> Iterator[None]:
-        """A part that leaves nothing to save: a signal raises TrainingInterrupted in the midst of it."""
+        """Enter a part that leaves nothing to save: a signal raises TrainingInterrupted in the midst of it."""
         self._when = when
         self._is_breakable = True
         try:
@@ -64,6 +64,6 @@ class Interruption:
 
 
 def ignore_signals(worker: int) -> None:
-    """For workers that load data: what interrupts them is the process that they work for."""
+    """Let workers that load data ignore signals: what interrupts them is the process that they work for."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

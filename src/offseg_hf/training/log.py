@@ -1,6 +1,7 @@
-"""What a training says while it runs: a file of JSON lines, a progress bar or plain lines, and trackers."""
+"""Reports of a training while it runs: a file of JSON lines, a progress bar or plain lines, and trackers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,10 +21,13 @@ PROJECT = "offseg-hf"  # of all trainings, where a tracker sorts by projects
 
 
 class JsonLines:
-    """A file with a JSON object per line, complete lines only, to which a training that goes on appends."""
+    """Write a file with a JSON object per line, complete lines only, to which a training that goes on appends.
 
-    def __init__(self, path: Path, keep=lambda line: False):
-        """keep: which of the lines that are there already stay."""
+    Args:
+        keep: which of the lines that are there already stay.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] = lambda line: False):
         kept = [line for line in read_log(path) if keep(line)] if path.exists() else []
         lines = (json.dumps(finite(line)) + "\n" for line in kept)
         with whole_file(path) as partial:
@@ -31,26 +35,27 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        """A number that JSON does not have, nan or infinite, becomes null."""
+        """Append a line; a number that JSON does not have, nan or infinite, becomes null."""
         self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that a kill cut short, the last, is left out."""
+    """Read the lines of a log; one that a kill cut short, the last, is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 class Display:
-    """Progress on stderr: a bar with the time that is left on a terminal, elsewhere a line for every message."""
+    """Show progress on stderr: a bar with the time that is left on a terminal, elsewhere a line for every message."""
 
-    def __init__(self, total: int, done: int, is_shown: bool = True):
+    def __init__(self, total: int, done: int):
         self.total = total
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not is_shown)
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
@@ -58,7 +63,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        self._bar = Progress(*columns, console=self.console, disable=not (is_shown and self.console.is_terminal))
+        self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> "Display":
@@ -69,19 +74,22 @@ class Display:
         self._bar.stop()
 
     def advance(self) -> None:
+        """Count an iteration."""
         self._bar.advance(self._task)
 
     def training(self, line: dict[str, float], seconds_left: float) -> None:
-        """Loss and speed, as in the log."""
+        """Show loss and speed, as in the log."""
         text = f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {line['images_per_second']:.1f} images/s"
         self._bar.update(self._task, description=text)
         if not self.console.is_terminal:
             self.say(f"{line['iteration']:>{len(str(self.total))}}/{self.total}  {text}  {_clock(seconds_left)} left")
 
     def evaluating(self, done: int, total: int | None) -> None:
+        """Show how far an evaluation is."""
         self._bar.update(self._task, description=f"evaluating, {done} of {total} images of this process")
 
     def say(self, message: str) -> None:
+        """Print a line."""
         self.console.print(message)
 
 
@@ -98,7 +106,7 @@ def check_tracker(name: str) -> None:
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe, iteration: int) -> None:
-    """Start the tracker that the recipe names, in the main process, and tell it all settings, one value per key.
+    """Start the tracker that the recipe names and tell it all settings, one value per key.
 
     A training that goes on, after `iteration`, goes on in its run, by an id that is kept in its folder. What it does
     once more since its checkpoint it logs once more, with the same values: TensorBoard shows the second of the two,
@@ -108,10 +116,12 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, iteration: int) -> 
     Raises ValueError if the tracker does not start, such as wandb without an account.
     """
     tracker, output = recipe.training.report_to, Path(accelerator.project_dir)
-    if tracker == "none" or not accelerator.is_main_process:
+    if tracker == "none":
         return
     name, run_id = output.resolve().name, _run_id(output)
-    project, settings = PROJECT, _settings(recipe)
+    project = PROJECT
+    settings: dict[str, Any] | None = _settings(recipe)
+    options: dict[str, Any]
     if tracker == "tensorboard":
         project, options = "tensorboard", {"purge_step": iteration + 1}  # the project is a folder in `output`
         if (output / project).exists():
@@ -130,7 +140,7 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, iteration: int) -> 
 
 
 def _run_id(output: Path) -> str:
-    """The id of the training in a folder, made when it is first asked for."""
+    """Return the id of the training in a folder, made when it is first asked for."""
     path = output / RUN_ID_FILE
     if not path.exists() or not path.read_text(encoding="utf-8").strip():  # empty after a kill
         path.write_text(f"{uuid4().hex[:8]}\n", encoding="utf-8")
@@ -138,8 +148,8 @@ def _run_id(output: Path) -> str:
 
 
 def _settings(recipe: Recipe) -> dict[str, int | float | str | bool]:
-    """The recipe, `section.name` by value; what trackers have no type for as JSON."""
-    settings = {}
+    """Return the values of a recipe by `section.name`; what trackers have no type for as JSON."""
+    settings: dict[str, Any] = {}
     for section, values in recipe.to_dict().items():
         is_section = isinstance(values, dict)
         settings |= {f"{section}.{name}": value for name, value in values.items()} if is_section else {section: values}

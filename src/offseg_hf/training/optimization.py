@@ -22,7 +22,7 @@ OFFSETS = re.compile(r"(.*\.)?(class|feature)_offset_proj\.")
 
 
 def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[str, float, float]]:
-    """(name, multiplier of the learning rate, multiplier of the weight decay) of every parameter.
+    """Yield (name, multiplier of the learning rate, multiplier of the weight decay) of every parameter.
 
     Of a model that is not one of ours, vectors (norms, biases) do not decay; all of it learns alike if nothing in it
     is known as the encoder.
@@ -37,7 +37,7 @@ def parameter_multipliers(model: nn.Module, recipe: Recipe) -> Iterator[tuple[st
 
 
 def encoder_of(model: nn.Module) -> re.Pattern:
-    """What the names of the encoder's parameters begin with."""
+    """Return a pattern of what the names of the encoder's parameters begin with."""
     family = _family(model)
     return re.compile(family.encoder_parameters if family else _encoder_pattern(model))
 
@@ -47,7 +47,7 @@ def _family(model: nn.Module) -> Family | None:
 
 
 def _encoder_pattern(model: nn.Module) -> str:
-    """transformers calls what a model has beside its head the base model; one called `model` holds more than that."""
+    """Find the encoder by what transformers calls the base model; one called `model` holds the head, too."""
     prefix = getattr(model, "base_model_prefix", "")
     base = getattr(model, prefix, None) if prefix else None
     if not isinstance(base, nn.Module):
@@ -56,12 +56,12 @@ def _encoder_pattern(model: nn.Module) -> str:
 
 
 def optimizer_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """The parameters that train, grouped by learning rate (`initial_lr`: that of the recipe) and weight decay.
+    """Group the parameters that train by learning rate (`initial_lr`: that of the recipe) and weight decay.
 
     The model is the bare one: a wrapper's names are others. Raises ValueError if nothing in it trains.
     """
     parameters = dict(model.named_parameters())
-    groups = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, learning_rate, weight_decay in parameter_multipliers(model, recipe):
         if parameters[name].requires_grad:
             groups.setdefault((learning_rate, weight_decay), []).append(parameters[name])
@@ -80,12 +80,12 @@ def optimizer_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW over `optimizer_groups`, all of a step in one kernel."""
+    """Make AdamW over `optimizer_groups`, all of a step in one kernel."""
     return AdamW(optimizer_groups(model, recipe), betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
 
 
 def learning_rate_factor(iteration: int, schedule: ScheduleRecipe) -> float:
-    """What the learning rates of iteration 0, 1, ... are multiplied by: a function of the iteration and nothing else.
+    """Return what the learning rates of an iteration, from 0, are multiplied by.
 
     The last iteration of the warm-up has the full rate, the last of all has 0, as in mmengine's LinearLR and PolyLR.
     """

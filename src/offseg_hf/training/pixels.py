@@ -1,4 +1,4 @@
-"""What an image processor makes of colors, so that training shows a model the pixels that evaluation shows it."""
+"""The pixels that an image processor makes of colors: training shows a model what evaluation shows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,10 @@ MEAN_TOLERANCE = 0.1  # of 0..255
 class PixelArithmetic:
     """(color - mean) / std, for the channels of the color in `order`.
 
-    mean, std: of red, green and blue, in 0..255.
+    Args:
+        order: which of red, green and blue each channel is.
+        mean: of red, green and blue, in 0..255.
+        std: of red, green and blue, in 0..255.
     """
 
     order: tuple[int, ...]
@@ -42,7 +45,7 @@ def pixel_arithmetic(processor: BaseImageProcessor) -> PixelArithmetic:
     order, mean, std = [], [0.0] * 3, [1.0] * 3
     for channel in made.T:
         fits = [np.polyfit(values, channel, 1) for values in colors.T]
-        errors = [np.abs(np.polyval(fit, values) - channel).max() for fit, values in zip(fits, colors.T)]
+        errors = [np.abs(np.polyval(fit, values) - channel).max() for fit, values in zip(fits, colors.T, strict=True)]
         source = int(np.argmin(errors))
         slope, shift = fits[source]
         if errors[source] > SCALE_TOLERANCE * max(1.0, np.ptp(channel)) or slope <= 0 or source in order:
@@ -65,7 +68,7 @@ def require_same_pixels(transform: TrainingTransform, processor: BaseImageProces
         got = getattr(transform, name)
         if not np.allclose(expected, got, atol=MEAN_TOLERANCE, rtol=tolerance):
             raise ValueError(
-                f"augmentation.{name}: expected what the model's image processor normalises by, {_rounded(expected)}, "
+                f"augmentation.{name}: expected what the model's image processor normalizes by, {_rounded(expected)}, "
                 f"got {list(got)}: augmentation.mean={_rounded(found.mean)} augmentation.std={_rounded(found.std)} "
                 "trains on the pixels that it makes"
             )
@@ -73,12 +76,12 @@ def require_same_pixels(transform: TrainingTransform, processor: BaseImageProces
 
 
 def _made_of(processor: BaseImageProcessor, color: tuple[int, int, int]) -> np.ndarray:
-    """What a picture of one color becomes, channel by channel; at its edges there may be padding."""
+    """Find what a picture of one color becomes, channel by channel; at its edges there may be padding."""
     (view,) = prepare(Image.new("RGB", (SIDE, SIDE), color), processor)
     pixels = np.asarray(view["pixel_values"], dtype=float)  # (..., channels, height, width)
     return np.median(np.moveaxis(pixels, -3, 0).reshape(pixels.shape[-3], -1), axis=1)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    """As a person would write them."""
+    """Round numbers as a person would write them."""
     return [round(float(value), 3) + 0.0 for value in values]  # 0.0 for -0.0

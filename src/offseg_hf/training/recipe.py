@@ -2,10 +2,12 @@
 
 A recipe's file names those it builds on (`inherit:`, a path or a list, relative to the file): its own values win over
 theirs, a later one's over an earlier one's, and the `key=value` of a command line over all. Everything is checked by
-name and type, so that a misspelt option is an error and not a training without it.
+name and type, so that a misspelled key is an error and not a training without it.
 
-So is a setting that would have no effect, if it is in the file that is trained by or on the command line. Of what is
-inherited (and of the official recipes) it is left out: `model.checkpoint=...` on any of them goes on from that model.
+A setting without effect is an error if it is written in the recipe itself or on the command line. If it is inherited,
+or of an official recipe, it is left out: `model.checkpoint=...` on any of them goes on from that model.
+
+The docstrings here are what `offseg recipe --keys` prints.
 """
 
 from __future__ import annotations
@@ -17,14 +19,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from offseg_hf.data.source import DataSource
 from offseg_hf.data.transforms import TrainingTransform
-from offseg_hf.training.values import (
-    construct,
-    require,
-    require_known,
-    settings_of,
-    typed,
-)
+from offseg_hf.training.values import check_settings, construct, require, require_known, settings_of, typed
 from offseg_hf.utils.yaml_files import dump_yaml, flat, merge, parse_yaml, without
 from offseg_hf.zoo.presets import PRESETS, Preset, configs_folder, get_preset, nearest_presets
 
@@ -40,19 +37,21 @@ SUPERSEDED = {
     "augmentation.scale": ("augmentation.shortest_edges", "augmentation.longest_edge"),
     "augmentation.shortest_edges": ("augmentation.scale", "augmentation.ratio_range"),
 }
+Precision = Literal["no", "fp16", "bf16"]
 OF_THE_DATA = ("id2label", "label2id", "num_labels", "semantic_loss_ignore_index", "loss_ignore_index")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """What is trained, and what it starts from.
+    """The model, and what it starts from.
 
-    preset: architecture and test protocol, by the name of an official recipe; the classes come with the data.
-    pretrained: weights to start from, as `load_pretrained` takes them; None to start from random ones.
-    checkpoint: a trained model of any architecture (folder or name on the Hub) to go on from, in place of `preset` and
-        `pretrained`.
-    config, image_processor: what replaces fields of the configuration and of the image processor, which are those of
-        the preset or the checkpoint.
+    Args:
+        preset: Architecture and test protocol, by the name of an official recipe; the classes come with the data.
+        pretrained: Weights to start from, as `load_pretrained` takes them; null for random ones.
+        checkpoint: A trained model of any architecture (folder or name on the Hub) to go on from, instead of `preset`
+            and `pretrained`.
+        config: Changes to fields of the model's configuration, which is that of the preset or the checkpoint.
+        image_processor: Changes to settings of the image processor, which is that of the preset or the checkpoint.
     """
 
     preset: str | None = None
@@ -86,12 +85,19 @@ class ModelRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where the samples come from, as `load_segmentation_data` takes it.
+    """The data set, as `load_segmentation_data` takes it.
 
-    source: a folder (of which benchmark, it tells itself), or the name of a data set on the Hub.
-    config_name, revision: which configuration and which branch, tag or commit of it.
-    labels: the classes, where the data does not know them: a benchmark's name or a classes.json.
-    num_workers: processes that read and augment, per process that trains.
+    Args:
+        source: A folder, or the name of a data set on the Hub.
+        config_name: Configuration of the data set, if it comes in several.
+        revision: Branch, tag or commit of the data set on the Hub.
+        train_split: The split to train on.
+        validation_split: The split to evaluate on during the training.
+        image_column: Column of the images, if it is not `image`.
+        label_column: Column of the label maps, if it is not `label`.
+        labels: The classes, if they do not come with the data: ade, cityscapes, cocostuff, context59 or a
+            classes.json.
+        num_workers: Processes that read and augment, per process that trains.
     """
 
     source: str
@@ -109,14 +115,27 @@ class DataRecipe:
             _expand_home(self, name)
         require(self.num_workers >= 0, "num_workers of 0 or more", self.num_workers)
 
+    def data_source(self) -> DataSource:
+        """Return where the data is, and how it is read."""
+        return DataSource(
+            self.source, self.config_name, self.revision, self.image_column, self.label_column, self.labels
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """AdamW. Encoder and head learn at `learning_rate` times their multiplier; what decays: `training.optimization`.
+    """AdamW; `training.optimization` says which parameters decay.
 
-    offset_multiplier: of the head's, for the two projections that offsets come from. From scratch they run ahead of
-        the class representations that they move, and want less (0.1).
-    max_gradient_norm: to which the norm of all gradients together is clipped; None to leave them.
+    Args:
+        learning_rate: The learning rate after the warm-up, before multipliers.
+        weight_decay: Decoupled weight decay, of the weights that decay.
+        betas: AdamW's decay rates of the gradient's moments.
+        eps: AdamW's term that keeps the division stable.
+        encoder_multiplier: Multiplies the learning rate of the encoder.
+        head_multiplier: Multiplies the learning rate of everything else.
+        offset_multiplier: Multiplies, once more, the learning rate of the projections that make offsets; 0.1 helps
+            from scratch, where they run ahead of the class representations that they move.
+        max_gradient_norm: Clips the norm of all gradients together; null leaves them as they are.
     """
 
     learning_rate: float
@@ -143,7 +162,14 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe:
-    """How long, and the learning rate over it: a linear warm-up from `warmup_start_factor`, then polynomial decay."""
+    """The length of the training and the learning rate over it: a linear warm-up, then polynomial decay to 0.
+
+    Args:
+        iterations: Steps of the optimizer.
+        warmup_iterations: How many of them warm up.
+        warmup_start_factor: Multiplies the learning rate of the first iteration of the warm-up.
+        power: Exponent of the decay; 1 is linear.
+    """
 
     iterations: int
     warmup_iterations: int = 0
@@ -162,13 +188,22 @@ class ScheduleRecipe:
 class TrainingRecipe:
     """The rest of the loop. Intervals are in iterations; an iteration is one step of the optimizer.
 
-    batch_size: samples per iteration, of all processes together. device_batch_size: how many of them a device takes at
-        once, to save memory; None for its whole part. It changes no more than rounding, except where what is computed
-        depends on the samples that are seen together: batch norms that learn, paths and units that are dropped, and
-        the losses of transformers' own models, which are means over labelled pixels. mixed_precision: None for what
-        `accelerate launch` was told, and "no" without. ema_decay: of averaged weights, which are then what is
-        evaluated and saved; None for no averaging. hub_repository: on the Hub, as user/name, where the best model is
-        sent whenever it improves; None for nowhere. hub_private: whether it is made a private one.
+    A smaller `device_batch_size` changes no more than rounding, except where what is computed depends on the samples
+    that are seen together: batch norms that learn, paths and units that are dropped, and the losses of transformers'
+    own models, which are means over labeled pixels.
+
+    Args:
+        batch_size: Samples per iteration, of all processes together.
+        evaluation_interval: Iterations from one evaluation to the next.
+        checkpoint_interval: Iterations from one checkpoint to the next.
+        log_interval: Iterations from one line in the log to the next.
+        device_batch_size: Samples that a device takes at once, to save memory; null for its whole part of the batch.
+        mixed_precision: Precision of the forward; null for what `accelerate launch` was told, or else none.
+        ema_decay: Decay of averaged weights, which are then evaluated and saved; null for no averaging.
+        seed: Seed of everything random.
+        report_to: Tracker that gets what the log gets.
+        hub_repository: Repository on the Hub, as user/name, that gets the best model whenever it improves.
+        hub_private: Create the repository as a private one.
     """
 
     batch_size: int
@@ -176,7 +211,7 @@ class TrainingRecipe:
     checkpoint_interval: int
     log_interval: int = 50
     device_batch_size: int | None = None
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    mixed_precision: Precision | None = None
     ema_decay: float | None = None
     seed: int = 0
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
@@ -194,13 +229,15 @@ class TrainingRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a training run needs to know, beside the machine.
+    """All that a training needs to know, beside the machine.
 
-    written: the settings (`section.name`) that its user wrote, and did not inherit. left_out: those that were
-        inherited and do not apply.
+    Args:
+        name: Name of the recipe, by default its file's.
+        written: The settings (`section.name`) that its user wrote, and did not inherit.
+        left_out: Those that were inherited and do not apply.
     """
 
-    name: str
+    name: str = ""
     model: ModelRecipe
     data: DataRecipe
     augmentation: TrainingTransform
@@ -211,40 +248,41 @@ class Recipe:
     left_out: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"is_setting": False})
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe in what JSON knows, to save with checkpoints and cards."""
+        """Return the recipe in what JSON knows, to save with checkpoints and cards."""
         values = asdict(self)
         return json.loads(json.dumps({item.name: values[item.name] for item in settings_of(Recipe)}))
 
     def dump(self) -> str:
-        """The recipe as YAML with nothing left to inherit, which `load_recipe` reads back as it is."""
+        """Return the recipe as YAML with nothing left to inherit, which `load_recipe` reads back as it is."""
         return dump_yaml(self.to_dict())
 
     def model_config(self, **labels) -> PreTrainedConfig:
-        """The preset's model configuration with the recipe's changes.
+        """Return the preset's model configuration with the recipe's changes.
 
-        labels: what the data says about its classes, such as `id2label`; what the configuration has no field for is
-            left out.
+        Args:
+            **labels: what the data says about its classes, such as `id2label`; what the configuration has no field for
+                is left out.
 
-        Raises ValueError for a change of a field that the configuration does not have.
+        Raises:
+            ValueError: for a change of a field that the configuration does not have, or to another type.
         """
         preset = self._preset()
-        known = [item.name for item in fields(preset.config())]
-        require_known(self.model.config, known, "model.config.")
-        labels = {name: value for name, value in labels.items() if name in known}
-        return preset.config(**(labels | self.model.config))
+        kinds = {item.name: item.type for item in fields(preset.config())}
+        require_known(self.model.config, list(kinds), "model.config.")
+        changes = check_settings("model.config", self.model.config, kinds)
+        return preset.config(**({name: value for name, value in labels.items() if name in kinds} | changes))
 
     def image_processor(self) -> BaseImageProcessor:
-        """The preset's image processor, which holds its test protocol, with the recipe's changes.
+        """Return the preset's image processor, which holds its test protocol, with the recipe's changes.
 
-        Raises ValueError for a change of a setting that the image processor does not have.
+        Raises:
+            ValueError: for a change of a setting that the image processor does not have, or to another type.
         """
         preset = self._preset()
-        from offseg_hf.training.settings_errors import check_types
-
         standard = preset.image_processor()
         require_known(self.model.image_processor, list(standard.to_dict()), "model.image_processor.")
-        check_types("model.image_processor", self.model.image_processor, standard.valid_kwargs)
-        return preset.image_processor(**self.model.image_processor)
+        kinds = standard.valid_kwargs.__annotations__
+        return preset.image_processor(**check_settings("model.image_processor", self.model.image_processor, kinds))
 
     def _preset(self) -> Preset:
         if self.model.preset is None:
@@ -253,10 +291,16 @@ class Recipe:
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a YAML file, or the official one of that name, with `overrides` such as `"training.seed=1"`.
+    """Load the recipe in a YAML file, or the official one of that name.
 
-    The values of overrides are YAML: `optimizer.betas=[0.9, 0.99]`, `model.pretrained=null`. Raises ValueError for
-    whatever is not a recipe, with the file and the key, and FileNotFoundError if there is none.
+    Args:
+        recipe: a file, or the name of a preset.
+        overrides: what replaces its values, such as `"training.seed=1"`; values are YAML, as in
+            `"optimizer.betas=[0.9, 0.99]"` and `"model.pretrained=null"`.
+
+    Raises:
+        ValueError: for whatever is not a recipe, with the file and the key.
+        FileNotFoundError: if there is no such file.
     """
     path = _locate(recipe)
     left_out: list[str] = []
@@ -267,14 +311,14 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         own = merge(own, _parse_override(override))
     values = {"name": path.stem} | _over(inherited, own, left_out)
     try:
-        recipe = construct(Recipe, values)
-        return _leave_out(replace(recipe, written=frozenset(flat(own)), left_out=tuple(dict.fromkeys(left_out))))
+        made: Recipe = construct(Recipe, values)
+        return _leave_out(replace(made, written=frozenset(flat(own)), left_out=tuple(dict.fromkeys(left_out))))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _expand_home(section: ModelRecipe | DataRecipe, name: str) -> None:
-    """`~` at the beginning of a path: shells leave it in `data.source=~/data`."""
+    """Replace `~` at the beginning of a path, which shells leave in `data.source=~/data`."""
     if (value := getattr(section, name)) is not None:
         object.__setattr__(section, name, os.path.expanduser(value))
 
@@ -296,7 +340,7 @@ def _locate(recipe: str | Path) -> Path:
 
 
 def _read(path: Path, inheriting: tuple[Path, ...], left_out: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of the files that a file inherits, and its own; `inheriting`: how it was reached."""
+    """Read the values of the files that a file inherits, and its own; `inheriting`: how it was reached."""
     chain = (*inheriting, path)
     if path.resolve() in [other.resolve() for other in inheriting]:
         raise ValueError(f"{chain[0]}: expected inheritance that ends, got {' -> '.join(map(str, chain))}")
@@ -315,7 +359,7 @@ def _read(path: Path, inheriting: tuple[Path, ...], left_out: list[str]) -> tupl
         own = typed(own, Recipe, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    inherited = {}
+    inherited: dict[str, Any] = {}
     for parent in parents:
         below, above = _read(path.parent / os.path.expanduser(parent), chain, left_out)
         inherited = _over(inherited, _over(below, above, left_out), left_out)
@@ -328,13 +372,13 @@ def is_official(path: Path) -> bool:
 
 
 def _official(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Of a preset's file, the recipe: it trains the model of the preset."""
+    """Take the recipe out of a preset's file: it trains the model of the preset."""
     recipe = {section: value for section, value in values.items() if section != "preset"}
     return merge({"model": {"preset": name}}, recipe) if name in PRESETS else recipe
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:
-    """The values of both, of which `above` wins; what it makes meaningless below is left out, and named."""
+    """Merge the values of both, of which `above` wins; what it makes meaningless below is left out, and named."""
     said = flat(above)
     dropped = [key for name, keys in SUPERSEDED.items() if said.get(name) is not None for key in keys]
     kept = without(below, dropped)
@@ -343,7 +387,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any], left_out: list[str
 
 
 def _leave_out(recipe: Recipe) -> Recipe:
-    """The recipe without what has no effect in it; ValueError if its user wrote that."""
+    """Leave out of a recipe what has no effect in it; ValueError if its user wrote that."""
     for key, reason in _without_effect(recipe):
         section, name = key.split(".")
         values = getattr(recipe, section)
@@ -373,7 +417,7 @@ def refuse_written(recipe: Recipe, key: str, reason: str) -> None:
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Settings that mean nothing beside the others of a recipe, and why."""
+    """Find the settings that mean nothing beside the others of a recipe, and why."""
     warmup = recipe.schedule.warmup_iterations
     if warmup <= 1:
         yield "schedule.warmup_start_factor", f"schedule.warmup_iterations={warmup} is no warm-up"
@@ -388,7 +432,7 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def config_without_effect(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Fields of a model's configuration that mean nothing beside its others, and why."""
+    """Find the fields of a model's configuration that mean nothing beside its others, and why."""
     if not uses_offsets(config):
         yield "start_without_offsets", "the model has no offsets (use_class_offset and use_feature_offset are false)"
     if not config.get("use_class_offset", True):
@@ -396,12 +440,12 @@ def config_without_effect(config: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def uses_offsets(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration leaves one of the two branches on, as they are by default."""
+    """Return whether the configuration leaves one of the two branches on, as they are by default."""
     return config.get("use_class_offset", True) or config.get("use_feature_offset", True)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
-    """`a.b=1` -> {"a": {"b": 1}}."""
+    """Read `a.b=1` as {"a": {"b": 1}}."""
     key, equals, text = override.partition("=")
     if not (key and equals):
         raise ValueError(f"expected key=value, such as training.seed=1, got {override!r}")

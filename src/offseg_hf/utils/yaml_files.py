@@ -8,7 +8,7 @@ import yaml
 
 
 def parse_yaml(text: str) -> Any:
-    """What `text` says; raises ValueError, in one line, if it is no YAML or says a key twice."""
+    """Read YAML; raises ValueError, in one line, if `text` is none or says a key twice."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -16,12 +16,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """`values` as YAML, a line per key; tuples become lists."""
+    """Write `values` as YAML, a line per key; tuples become lists."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=119)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of both; `above` wins, key by key."""
+    """Merge the values of both; `above` wins, key by key."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -30,8 +30,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"training": {"seed": 0}} -> {"training.seed": 0}; what is empty has no keys."""
-    found = {}
+    """Flatten {"training": {"seed": 0}} to {"training.seed": 0}; what is empty has no keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         is_section = isinstance(value, Mapping)
         found |= {f"{key}.{name}": item for name, item in flat(value).items()} if is_section else {key: value}
@@ -39,7 +39,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """`values` without some keys, such as "model.preset"."""
+    """Leave out some keys, such as "model.preset"."""
     kept = dict(values)
     for key in keys:
         section, _, rest = key.partition(".")

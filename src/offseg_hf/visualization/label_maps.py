@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from offseg_hf.data.label_sets import LABEL_SETS, distinct_colours
-from offseg_hf.data.scenes.street import SCENE_LABELS
+from offseg_hf.data.label_sets import LABEL_SETS, LabelSet, distinct_colors
 from offseg_hf.visualization.style import BACKGROUND, FAINT_TEXT, LINE, TEXT
 
 
@@ -15,12 +14,17 @@ Palette = Sequence[tuple[int, int, int]]
 MIN_LEGEND_WIDTH = 300  # pixels: the width of three short entries, which photos of a few pixels get as well
 
 
-def palette_for(names: Sequence[str]) -> Palette:
-    """Return the palette of the label set with these class names, else colors spread over hue and lightness."""
-    for labels in (*LABEL_SETS.values(), SCENE_LABELS):
-        if labels.names == tuple(names):
+def palette_for(names: Sequence[str], own: LabelSet | None = None) -> Palette:
+    """Return the palette of the label set with exactly these class names, else colors spread over hue and lightness.
+
+    Args:
+        names: of the classes, in the order of their ids.
+        own: the label set that came with the model, if one did.
+    """
+    for labels in (own, *LABEL_SETS.values()):
+        if labels is not None and labels.names == tuple(names):
             return labels.palette
-    return distinct_colours(len(names))
+    return distinct_colors(len(names))
 
 
 def class_shares(label_map: np.ndarray, num_classes: int) -> list[tuple[int, int, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from offseg_hf.data.label_sets import distinct_colours
+from offseg_hf.data.label_sets import distinct_colors
 from offseg_hf.visualization.style import DPI, chart_style
 
 
@@ -47,7 +47,7 @@ def draw_plots(plots: Mapping[str, Plot], size: tuple[int, int] = (640, 300)) ->
         figure = Figure((width / DPI, height * len(plots) / DPI), dpi=DPI, layout="constrained")
         all_axes = figure.subplots(len(plots), sharex=True, squeeze=False)[:, 0]
         for axes, (title, plot) in zip(all_axes, plots.items(), strict=True):
-            for (name, curves), color in zip(plot.items(), distinct_colours(len(plot)), strict=True):
+            for (name, curves), color in zip(plot.items(), distinct_colors(len(plot)), strict=True):
                 rgb = tuple(channel / 255 for channel in color)
                 for curve in curves if len(curves) > 1 else ():
                     axes.plot(*zip(*curve, strict=True), color=rgb, alpha=0.35, linewidth=1)

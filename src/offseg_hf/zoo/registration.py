@@ -2,6 +2,7 @@
 
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 from offseg_hf.zoo.families import FAMILIES, load_class
 
@@ -46,7 +47,7 @@ def register() -> None:
         _register_model(*wrapper)
 
 
-def auto_model_class(config) -> type:
+def auto_model_class(config) -> Any:
     """Return the Auto class that builds and loads the model of a configuration."""
     import transformers
 

@@ -43,8 +43,8 @@ def test_place_is_as_in_the_world(scenes):
         assert (labels[-1] == ROAD).any()
 
 
-def test_no_class_has_a_colour_of_its_own(scenes):
-    """Guessing the class by the nearest mean colour must fail often: texture and place are needed."""
+def test_no_class_has_a_color_of_its_own(scenes):
+    """Guessing the class by the nearest mean color must fail often: texture and place are needed."""
     pixels = np.concatenate([image.reshape(-1, 3) for image, _ in scenes]).astype(float)
     labels = np.concatenate([labels.ravel() for _, labels in scenes])
     means = np.stack([pixels[labels == index].mean(axis=0) for index in range(len(SCENE_LABELS))])
@@ -53,8 +53,8 @@ def test_no_class_has_a_colour_of_its_own(scenes):
     assert np.mean(recall) < 0.6
 
 
-def test_labels_are_those_at_the_pixel_centres():
-    """A black square on white, its edges on pixel edges: labels and colours agree in every pixel."""
+def test_labels_are_those_at_the_pixel_centers():
+    """A black square on white, its edges on pixel edges: labels and colors agree in every pixel."""
     canvas = Canvas(np.random.default_rng(0), 20, 16, haze=(255, 255, 255))
     canvas.image[:] = 255
     box = (15, 12, 45, 36)

@@ -65,5 +65,5 @@ def _write_scene(job: tuple[str, int, int, tuple[int, int], Path]) -> None:
     image, label_map = render_scene(seed, size)
     image.save(output / "images" / split / f"{index:06d}.png")
     mask = Image.fromarray(label_map)
-    mask.putpalette([channel for colour in SCENE_LABELS.palette for channel in colour])
+    mask.putpalette([channel for color in SCENE_LABELS.palette for channel in color])
     mask.save(output / "masks" / split / f"{index:06d}.png")

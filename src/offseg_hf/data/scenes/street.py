@@ -1,19 +1,20 @@
 """Generated street scenes with exact label maps: something to train, test and demonstrate on without any download.
 
 A camera stands on a plain. Its ground (grass, road, water) is textured in world coordinates, objects are solids of a
-few metres projected in perspective and painted from far to near, one light casts shadows, haze grows with distance.
-The same colours occur in several classes (grey: road, buildings, cars; green: grass, trees, cars; blue: sky, water,
+few meters projected in perspective and painted from far to near, one light casts shadows, haze grows with distance.
+The same colors occur in several classes (gray: road, buildings, cars; green: grass, trees, cars; blue: sky, water,
 clothes), so that a class shows in texture, shape and place. The picture is rendered at three times its size and
-averaged; a pixel's label is that of the object at its centre.
+averaged; a pixel's label is that of the object at its center.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
 from offseg_hf.data.label_sets import LABEL_SETS, LabelSet
-from offseg_hf.data.scenes.canvas import Canvas, Colour, Point
+from offseg_hf.data.scenes.canvas import Canvas, Color, Point
 
 
 _NAMES = ("sky", "mountain", "water", "grass", "road", "building", "tree", "car", "person", "streetlight")
@@ -33,11 +34,11 @@ SKY, MOUNTAIN, WATER, GRASS, ROAD, BUILDING, TREE, CAR, PERSON, STREETLIGHT = ra
 
 @dataclass(frozen=True)
 class Light:
-    """A time of day; `tint` multiplies every colour, `shadow` is the brightness left in shadows."""
+    """A time of day; `tint` multiplies every color, `shadow` is the brightness left in shadows."""
 
-    zenith: Colour
-    horizon: Colour
-    tint: Colour
+    zenith: Color
+    horizon: Color
+    tint: Color
     shadow: float
     clouds: float
     sun: bool = True
@@ -65,7 +66,7 @@ TROUSERS = ((48, 56, 80), (70, 66, 62), (120, 108, 88))
 
 GLASS = np.asarray((54, 64, 76), np.float32)
 LAMPLIGHT = np.asarray((255, 216, 150), np.float32) * 1.4
-ROAD_HALF_WIDTH = 3.4  # metres, like every length below
+ROAD_HALF_WIDTH = 3.4  # meters, like every length below
 STOREY = 2.9
 
 
@@ -77,9 +78,14 @@ def require_size(size: tuple[int, int]) -> None:
 
 
 def render_scene(seed: int, size: tuple[int, int] = (512, 384)) -> tuple[Image.Image, np.ndarray]:
-    """The scene number `seed`, always the same for the same seed and size: (RGB image, its label map).
+    """Render a scene, always the same for the same seed and size.
 
-    size: (width, height) in pixels, 16x16 and up. The label map is (height, width) uint8, ids as in `SCENE_LABELS`.
+    Args:
+        seed: number of the scene.
+        size: width and height in pixels, 16x16 and up.
+
+    Returns:
+        An RGB image and its label map, (height, width) uint8, with ids as in `SCENE_LABELS`.
     """
     require_size(size)
     width, height = size
@@ -107,8 +113,8 @@ class _Scene(Canvas):
             draw()
         return self.finish(self.light.tint)
 
-    def _pick(self, colours: tuple[Colour, ...], low: float = 1.0, high: float = 1.0) -> np.ndarray:
-        return np.asarray(colours[self.rng.integers(len(colours))], np.float32) * self.rng.uniform(low, high)
+    def _pick(self, colors: tuple[Color, ...], low: float = 1.0, high: float = 1.0) -> np.ndarray:
+        return np.asarray(colors[self.rng.integers(len(colors))], np.float32) * self.rng.uniform(low, high)
 
     # -- the backdrop ------------------------------------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class _Scene(Canvas):
         zenith, horizon = np.asarray(self.light.zenith), np.asarray(self.light.horizon)
         sky = zenith + down**1.3 * (horizon - zenith)
         if self.light.sun:
-            column = self.centre + self.sun_side * self.height * self.rng.uniform(0.15, 0.5)
+            column = self.center + self.sun_side * self.height * self.rng.uniform(0.15, 0.5)
             row = self.height * self.rng.uniform(0.05, 0.25)
             columns, lines = np.arange(self.width)[None, :, None], np.arange(rows)[:, None, None]
             distance = np.hypot(columns - column, lines - row) / self.height
@@ -134,7 +140,7 @@ class _Scene(Canvas):
         rows = np.arange(int(self.horizon) + 1, dtype=np.float32)[:, None]
         haze = 0.6 * np.asarray(self.light.horizon) + 0.4 * np.asarray(self.light.zenith)
         snow_line = self.height * self.rng.uniform(0.16, 0.4)
-        ridges = self.rng.integers(0, 4)
+        ridges = int(self.rng.integers(0, 4))
         for nearness in np.arange(1, ridges + 1) / max(ridges, 1):
             crest = self.noise(1, self.width, cell=self.height * self.rng.uniform(0.3, 0.7), octaves=6)[0]
             scale = 0.05 + 0.28 * self.rng.uniform(0.5, 1) * (1.2 - nearness)
@@ -142,11 +148,11 @@ class _Scene(Canvas):
             folds = self.noise(len(rows), self.width, cell=self.height / 9, octaves=6, stretch=0.9)
             lit = np.gradient(folds, axis=1) * -self.sun_side * self.height / 20
             shade = (1 + 0.1 * folds + 0.3 * np.tanh(lit))[..., None]
-            colour = self._pick(ROCKS) * shade
+            color = self._pick(ROCKS) * shade
             snow = self.horizon - rows > snow_line + 0.05 * self.height * folds
-            colour[snow] = 225 * (0.25 + 0.75 * shade[snow])
-            colour += (0.72 - 0.42 * nearness) * (haze - colour)
-            self.paint((0, 0, self.width, len(rows)), rows >= self.horizon - rise, colour, MOUNTAIN)
+            color[snow] = 225 * (0.25 + 0.75 * shade[snow])
+            color += (0.72 - 0.42 * nearness) * (haze - color)
+            self.paint((0, 0, self.width, len(rows)), rows >= self.horizon - rise, color, MOUNTAIN)
 
     def _paint_ground(self) -> None:
         """Grass, water and road by where the ray of each pixel meets the plain."""
@@ -154,17 +160,17 @@ class _Scene(Canvas):
         rows = np.arange(first, self.height, dtype=np.float32)[:, None]
         columns = np.arange(self.width, dtype=np.float32)[None, :]
         z = self.focal * self.camera_height / (rows + 0.5 - self.horizon).clip(0.5)
-        x = (columns - self.centre) * z / self.focal
+        x = (columns - self.center) * z / self.focal
         z = np.broadcast_to(z, x.shape)
         patches = self.ground_noise(x, z, scale=9)
 
         ground, labels = self._grass(x, z, patches), np.full(x.shape, GRASS, np.uint8)
         if self.water_side:
-            depth = x * self.water_side - self.shore - 3.5 * patches  # metres from the shore
+            depth = x * self.water_side - self.shore - 3.5 * patches  # meters from the shore
             bank, water = (depth > -0.7) & (depth <= 0), depth > 0
             ground[bank] = 0.5 * ground[bank] + 0.5 * np.asarray((150, 132, 100))
             ground[water], labels[water] = self._water(x, z, rows)[water], WATER
-        across = x - self._road_centre(z)
+        across = x - self._road_center(z)
         road = np.abs(across) < ROAD_HALF_WIDTH
         ground[road], labels[road] = self._asphalt(x, z, across, patches)[road], ROAD
         self.image[first:], self.labels[first:] = self.haze(ground, z[..., None]), labels
@@ -172,13 +178,13 @@ class _Scene(Canvas):
     def _grass(self, x: np.ndarray, z: np.ndarray, patches: np.ndarray) -> np.ndarray:
         blades = self.ground_noise(x, z, scale=0.1) + 0.6 * self.ground_noise(x, z, scale=0.5, offset=77)
         shade = 1 + 0.2 * blades * (0.15 + np.exp(-z / 60)) + 0.16 * patches
-        colour = self._pick(GRASSES) * shade[..., None]
+        color = self._pick(GRASSES) * shade[..., None]
         flowers = (self.ground_noise(x, z, scale=0.22, offset=31) > 1.05) & (patches > 0.2) & (z < 30)
-        colour[flowers] = self._pick(FLOWERS)
-        return colour
+        color[flowers] = self._pick(FLOWERS)
+        return color
 
     def _water(self, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The backdrop upside down, stirred by ripples, over a dark ground."""
+        """Draw the backdrop upside down, stirred by ripples, over a dark ground."""
         ripples = self.ground_noise(x * 0.25, z, scale=0.5)
         near = np.exp(-z / 60)
         mirrored = 2 * self.horizon - rows + 0.012 * self.height * ripples * near
@@ -189,13 +195,13 @@ class _Scene(Canvas):
         tar = self.rng.uniform(78, 118) * np.asarray((1, 1, 1.03), np.float32)
         wheel_tracks = np.exp(-(((np.abs(across) - 1.7) / 0.45) ** 2))
         stones = self.ground_noise(x, z, scale=0.12) * np.exp(-z / 60)
-        colour = tar * (1 + 0.14 * stones + 0.06 * patches - 0.06 * wheel_tracks)[..., None]
+        color = tar * (1 + 0.14 * stones + 0.06 * patches - 0.06 * wheel_tracks)[..., None]
         edges = np.abs(np.abs(across) - (ROAD_HALF_WIDTH - 0.3)) < 0.08
         dashes = (np.abs(across) < 0.08) & ((z + 1.5) % 6 < 3)
-        colour[edges | dashes] = (214, 212, 204)
-        return colour
+        color[edges | dashes] = (214, 212, 204)
+        return color
 
-    def _road_centre(self, z):
+    def _road_center(self, z):
         return self.road_start + self.road_bend * z**2 / (1 + z / 120)
 
     # -- what stands on it -------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ class _Scene(Canvas):
             placed.append((z, lambda: draw(x, z, *arguments), (x, z, half_width, height)))
 
         def beside_road(side, z, distance):
-            return self._road_centre(z) + side * (ROAD_HALF_WIDTH + distance)
+            return self._road_center(z) + side * (ROAD_HALF_WIDTH + distance)
 
         for side in (-1, 1):
             if side == self.water_side:
@@ -231,7 +237,7 @@ class _Scene(Canvas):
                 add(self._draw_streetlight, beside_road(side, z, 0.6), z, 0.08, 6.0, -side)
         for _ in range(rng.integers(1, 6)):
             z, lane = rng.uniform(8, 55), rng.choice((-1, 1))
-            x = self._road_centre(z) + lane * 1.7
+            x = self._road_center(z) + lane * 1.7
             if all(abs(z - other) > 6 or abs(x - footprint[0]) > 2.4 for other, _, footprint in placed):
                 add(self._draw_car, x, z, 1.6, 1.3, rng.normal(0, 0.06) + (np.pi if lane < 0 else 0))
         for _ in range(rng.integers(1, 8)):
@@ -250,7 +256,7 @@ class _Scene(Canvas):
         self.darken(under, 0.65, (GRASS, ROAD))
 
     def _draw_building(self, x, z, width, height, depth, gabled) -> None:
-        """A box with its front to the camera, windows, a door, and a gable roof or a cornice."""
+        """Draw a box with its front to the camera, windows, a door, and a gable roof or a cornice."""
         wall, roof = self._pick(WALLS, 0.85, 1.1), self._pick(ROOFS)
         left, right, back = x - width / 2, x + width / 2, z + depth
         inner = left if x > 0 else right  # the side wall that the camera sees
@@ -271,7 +277,7 @@ class _Scene(Canvas):
             self.face(_rectangle(left, height - 0.45, right, height, z), roof * front, BUILDING)
 
     def _draw_windows(self, wall, length, height, brightness) -> None:
-        """Rows of windows on a wall, which maps (metres along it, metres up) to a point in the world."""
+        """Rows of windows on a wall, which maps (meters along it, meters up) to a point in the world."""
         columns = max(1, int((length - 1) / 2.1))
         frame = np.asarray((222, 218, 208)) * brightness
         for floor in range(max(1, int((height - 0.8) / STOREY))):
@@ -280,9 +286,9 @@ class _Scene(Canvas):
                 if v + 1.5 > height:
                     continue
                 lit = self.light.lamps and self.rng.random() < 0.45
-                for margin, colour in ((0.12, frame), (0, LAMPLIGHT if lit else GLASS * brightness)):
+                for margin, color in ((0.12, frame), (0, LAMPLIGHT if lit else GLASS * brightness)):
                     a, b, c, d = u - 0.5 - margin, u + 0.5 + margin, v - margin, v + 1.4 + margin
-                    self.face([wall(a, c), wall(a, d), wall(b, d), wall(b, c)], colour, BUILDING, grain=0.1)
+                    self.face([wall(a, c), wall(a, d), wall(b, d), wall(b, c)], color, BUILDING, grain=0.1)
 
     def _draw_tree(self, x, z, height) -> None:
         rng, trunk = self.rng, height * 0.035
@@ -299,12 +305,12 @@ class _Scene(Canvas):
             angles, reach = rng.uniform(0, 2 * np.pi, 16), radius * rng.uniform(0.2, 0.8, 16)
             blobs = [
                 (x + r * np.cos(t), height - 1.15 * radius + 0.8 * r * np.sin(t), radius * rng.uniform(0.35, 0.6))
-                for t, r in zip(angles, reach)
+                for t, r in zip(angles, reach, strict=True)
             ]
         self._draw_foliage(blobs, z, self._pick(LEAVES))
 
-    def _draw_foliage(self, blobs: list[Point], z: float, colour: Colour) -> None:
-        """A crown of round blobs (x, y, radius) with a ragged rim, brighter above and towards the sun."""
+    def _draw_foliage(self, blobs: list[Point], z: float, color: Color) -> None:
+        """Draw a crown of round blobs (x, y, radius) with a ragged rim, brighter above and toward the sun."""
         scale = self.focal / z
         circles = [(*self.project((x, y, z)), max(radius * scale, 0.8)) for x, y, radius in blobs]
         box = self.box([(column + s * r, row + s * r) for column, row, r in circles for s in (-1.2, 1.2)])
@@ -312,7 +318,7 @@ class _Scene(Canvas):
             return
         left, top, right, bottom = box
         rows, columns = np.mgrid[top:bottom, left:right].astype(np.float32)
-        leaves = self.noise(*rows.shape, cell=max(scale * 0.45, 1.5), octaves=3)
+        leaves = self.noise(bottom - top, right - left, cell=max(scale * 0.45, 1.5), octaves=3)
         inside, facing = np.full(rows.shape, -np.inf, np.float32), np.zeros(rows.shape, np.float32)
         for column, row, r in circles:
             depth = 1 - np.hypot(columns - column, rows - row) / r
@@ -322,11 +328,11 @@ class _Scene(Canvas):
         highest, lowest = min(row for _, row, _ in circles), max(row for _, row, _ in circles)
         height = (lowest - rows) / max(lowest - highest, 1)
         shade = 0.74 + 0.16 * facing.clip(-1.5, 1.5) + 0.3 * leaves + 0.36 * height
-        texture = self.haze(colour * shade.clip(0.3, 1.7)[..., None], z)
+        texture = self.haze(color * shade.clip(0.3, 1.7)[..., None], z)
         self.paint(box, inside + 0.28 * leaves > 0.02, texture, TREE)
 
     def _draw_car(self, x, z, heading) -> None:
-        """A side view (metres along, metres up) swept across, turned by `heading` around the vertical."""
+        """Draw a side view (meters along, meters up) swept across, turned by `heading` around the vertical."""
         paint, rubber = self._pick(PAINTS), np.full(3, 30, np.float32)
         top = self.rng.uniform(1.35, 1.75)
         body = [(-2.1, 0.3), (-2.15, 0.75), (-2.0, 0.95), (-1.6, top - 0.05), (-1.2, top)]
@@ -338,8 +344,8 @@ class _Scene(Canvas):
         def world(along, up, across) -> Point:
             return (x + across * cos + along * sin, up, z + along * cos - across * sin)
 
-        def panel(colour, corners):
-            self.face([world(*corner) for corner in corners], colour, CAR, grain=0.1)
+        def panel(color, corners):
+            self.face([world(*corner) for corner in corners], color, CAR, grain=0.1)
 
         seen = min((-0.9, 0.9), key=lambda across: np.hypot(*world(0, 0, across)[::2]))  # the nearer side
         brightness = 1.05 if (world(0, 0, seen)[0] > x) == (self.sun_side > 0) else 0.72
@@ -347,9 +353,9 @@ class _Scene(Canvas):
             for across in (-0.78, 0.78):
                 left, right = across - 0.12, across + 0.12
                 panel(rubber, [(along, 0, left), (along, 0.5, left), (along, 0.5, right), (along, 0, right)])
-        for outline, colour in ((body, paint), (panes, GLASS), (pillar, paint)):
-            panel(colour * brightness, [(along, up, seen) for along, up in outline])
-        edges = sorted(zip(body, body[1:]), key=lambda edge: -world(edge[0][0] + edge[1][0], 0, 0)[2])  # far to near
+        for outline, color in ((body, paint), (panes, GLASS), (pillar, paint)):
+            panel(color * brightness, [(along, up, seen) for along, up in outline])
+        edges = sorted(pairwise(body), key=lambda edge: -world(edge[0][0] + edge[1][0], 0, 0)[2])  # far to near
         for (a, low), (b, high) in edges:
             quad = [(a, low, -0.9), (b, high, -0.9), (b, high, 0.9), (a, low, 0.9)]
             if not self.faces_camera([world(*corner) for corner in quad], world(0.25 * (a + b), 0.7, 0)):
@@ -361,32 +367,32 @@ class _Scene(Canvas):
             if 0.3 in (low, high):
                 self._draw_car_end(panel, front=a > 0)
         for along in (-1.35, 1.3):
-            for radius, colour in ((0.34, rubber), (0.19, rubber + 110)):
+            for radius, color in ((0.34, rubber), (0.19, rubber + 110)):
                 angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-                panel(colour, [(along + radius * np.cos(t), 0.34 + radius * np.sin(t), 1.01 * seen) for t in angles])
+                panel(color, [(along + radius * np.cos(t), 0.34 + radius * np.sin(t), 1.01 * seen) for t in angles])
 
     def _draw_car_end(self, panel, front: bool) -> None:
         """Two lights and a number plate."""
         lamp = np.asarray((250, 246, 220) if front else (200, 26, 24)) * (1.5 if self.light.lamps else 1)
         along = 2.11 if front else -2.14
         plate = (-0.26, 0.26, 0.4, 0.52, (224, 224, 214))
-        for left, right, low, high, colour in ((-0.85, -0.5, 0.58, 0.74, lamp), (0.5, 0.85, 0.58, 0.74, lamp), plate):
-            panel(colour, [(along, low, left), (along, high, left), (along, high, right), (along, low, right)])
+        for left, right, low, high, color in ((-0.85, -0.5, 0.58, 0.74, lamp), (0.5, 0.85, 0.58, 0.74, lamp), plate):
+            panel(color, [(along, low, left), (along, high, left), (along, high, right), (along, low, right)])
 
     def _draw_person(self, x, z) -> None:
         rng = self.rng
         size, stride = rng.uniform(0.86, 1.08), rng.uniform(0.05, 0.24) * rng.choice((-1, 1))
-        skin, hair, shirt, trousers = (self._pick(colours) for colours in (SKINS, HAIRS, SHIRTS, TROUSERS))
+        skin, hair, shirt, trousers = (self._pick(colors) for colors in (SKINS, HAIRS, SHIRTS, TROUSERS))
         swing = 0.16 * np.sign(stride) * rng.uniform(0.3, 1)
 
-        def part(points, colour):
-            self.face([(x + size * along, size * up, z) for along, up in points], colour, PERSON, grain=0.3)
+        def part(points, color):
+            self.face([(x + size * along, size * up, z) for along, up in points], color, PERSON, grain=0.3)
 
-        def limb(x0, y0, x1, y1, half, colour):
-            part([(x0 - half, y0), (x0 + half, y0), (x1 + 0.7 * half, y1), (x1 - 0.7 * half, y1)], colour)
+        def limb(x0, y0, x1, y1, half, color):
+            part([(x0 - half, y0), (x0 + half, y0), (x1 + 0.7 * half, y1), (x1 - 0.7 * half, y1)], color)
 
-        def ball(px, py, rx, ry, colour):
-            part([(px + rx * np.cos(t), py + ry * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 18)], colour)
+        def ball(px, py, rx, ry, color):
+            part([(px + rx * np.cos(t), py + ry * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 18)], color)
 
         for foot, brightness in ((-stride, 0.8), (stride, 1.0)):
             limb(0.3 * foot, 0.86, foot, 0.06, 0.085, trousers * brightness)

@@ -1,0 +1,260 @@
+"""Set-up of a training before its first iteration: one function for each part, which returns what it made."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from offseg_hf.conversion import load_pretrained
+from offseg_hf.data.check import first_look
+from offseg_hf.data.dataset import label_set_of
+from offseg_hf.evaluation import evaluate_model
+from offseg_hf.training.batches import Batches, device_batch_size
+from offseg_hf.training.build import (
+    build_model,
+    depends_on_device_batch,
+    load_split,
+    require_something_to_learn,
+    settings_without_effect,
+    synchronize_batch_norms,
+)
+from offseg_hf.training.checkpoint import (
+    LastCheckpoint,
+    Resumed,
+    are_scores_comparable,
+    exclusive,
+    find_resumable,
+    label_facts,
+    load_state,
+    require_same_labels,
+    require_same_recipe,
+)
+from offseg_hf.training.environment import check_launcher, launcher_notes, make_accelerator, mixed_precision
+from offseg_hf.training.log import check_tracker
+from offseg_hf.training.optimization import build_optimizer
+from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.state import INITIALIZATION, Progress, WeightAverage, seed_generators
+from offseg_hf.training.values import named_settings
+from offseg_hf.utils.hub_errors import one_line
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Training:
+    """One process's part of a training, set up to run.
+
+    Args:
+        wrapped_model: the model as the processes train it together.
+        average: of the weights, if the recipe wants one.
+        progress: how far it is, which changes.
+        last: where it would go on from, which changes too.
+        notes: to be told at the beginning.
+    """
+
+    recipe: Recipe
+    output: Path
+    accelerator: Accelerator
+    train_data: Dataset
+    validation_data: Dataset
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    average: WeightAverage[PreTrainedModel] | None
+    wrapped_model: nn.Module
+    optimizer: Optimizer
+    batches: Batches
+    progress: Progress
+    last: LastCheckpoint
+    notes: tuple[str, ...]
+
+    @property
+    def shown_model(self) -> PreTrainedModel:
+        """The model that is evaluated and given to users: of the averaged weights, if there are any."""
+        return self.model if self.average is None else self.average.model
+
+    def how_to_go_on(self) -> str:
+        """Say how far the training is, and what to do if it stops here."""
+        done = f"after iteration {self.progress.iteration} of {self.recipe.schedule.iterations}"
+        return f"{done}, which is in {self.last.folder}; the same command with --resume auto goes on"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the training goes on from, and what must be as it was then."""
+        scaler = self.accelerator.scaler
+        return {
+            "progress": asdict(self.progress),
+            "recipe": self.recipe.to_dict(),
+            "labels": label_facts(label_set_of(self.train_data)),
+            "samples": len(self.train_data),
+            "device_batch": self.batches.size,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+
+def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitStack) -> Training:
+    """Set up a training by a recipe, new or to go on; `stack` closes what is opened."""
+    recipe, accelerator = start_process(recipe, output, stack)
+    resumed = find_resumed(recipe, output, resume, accelerator)
+    notes = [] if resumed is None else [f"going on from {resumed.folder}, iteration {resumed.iteration}"]
+    notes += launcher_notes(os.environ)
+    if recipe.left_out:
+        notes.append(f"left out, as it does not apply: {', '.join(recipe.left_out)}")
+    train_data, validation_data = load_data(recipe, resumed)
+    if resumed is None and (note := first_look(train_data)):
+        notes.append(note)
+
+    model, processor = make_model(recipe, train_data, resumed, notes)
+    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+        synchronize_batch_norms(model)
+    model.to(accelerator.device)
+    decay = recipe.training.ema_decay
+    average = None if decay is None else WeightAverage(model, decay)
+    model.train()
+    wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+
+    progress = Progress() if resumed is None else Progress(**resumed.state["progress"])
+    training = Training(
+        recipe=recipe,
+        output=output,
+        accelerator=accelerator,
+        train_data=train_data,
+        validation_data=validation_data,
+        model=model,
+        processor=processor,
+        average=average,
+        wrapped_model=wrapped_model,
+        optimizer=optimizer,
+        batches=Batches(recipe, train_data, model, processor, accelerator, progress.iteration, stack),
+        progress=progress,
+        last=LastCheckpoint(None if resumed is None else resumed.folder, replace(progress)),
+        notes=(),
+    )
+    if resumed is not None:
+        load_training_state(training, resumed)
+        notes += what_changed(training, resumed)
+    rehearse_evaluation(training)
+    return replace(training, notes=tuple(notes))
+
+
+def start_process(recipe: Recipe, output: Path, stack: ExitStack) -> tuple[Recipe, Accelerator]:
+    """Join the other processes, and keep `output` for this training; the recipe's precision is the launcher's then."""
+    check_launcher(os.environ)
+    precision = mixed_precision(recipe.training.mixed_precision, os.environ)
+    recipe = replace(recipe, training=replace(recipe.training, mixed_precision=precision))
+    check_tracker(recipe.training.report_to)
+    tracker = None if recipe.training.report_to == "none" else recipe.training.report_to
+    accelerator = make_accelerator(precision, tracker, output)
+    torch.backends.cudnn.benchmark = True  # all crops are of one size
+    device_batch_size(recipe, accelerator.num_processes)  # an error before anything is read
+    if accelerator.num_processes > 1:  # of depthwise weights, whose two layouts in memory are one
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    if accelerator.is_main_process:
+        stack.enter_context(exclusive(output))
+    return recipe, accelerator
+
+
+def find_resumed(recipe: Recipe, output: Path, resume: str | Path | None, accelerator: Accelerator) -> Resumed | None:
+    """Read the checkpoint to go on from, if there is one; raises ValueError if it is of another recipe."""
+    with accelerator.main_process_first():  # it puts in order what a kill has left
+        folder = find_resumable(output, resume)
+    if folder is None:
+        return None
+    state = load_state(folder)
+    require_same_recipe(recipe, state["recipe"], folder)
+    return Resumed(folder, state)
+
+
+def load_data(recipe: Recipe, resumed: Resumed | None) -> tuple[Dataset, Dataset]:
+    """Load the splits to train and to validate on, with the same classes, of which there must be some in either."""
+    data = recipe.data
+    train_data, validation_data = load_split(recipe, data.train_split), load_split(recipe, data.validation_split)
+    labels = label_set_of(train_data)
+    if label_set_of(validation_data).names != labels.names:
+        raise ValueError("expected one list of classes in training and validation data, got two different ones")
+    if resumed is not None:
+        require_same_labels(recipe, labels, resumed.state, resumed.folder)
+    require_something_to_learn(train_data, f"data.train_split={data.train_split}")
+    require_something_to_learn(validation_data, f"data.validation_split={data.validation_split}")
+    return train_data, validation_data
+
+
+def make_model(
+    recipe: Recipe, data: Dataset, resumed: Resumed | None, notes: list[str]
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Build the model for the classes of the data as a training by the recipe begins with it, and its processor.
+
+    Args:
+        recipe: of the training.
+        data: to train on.
+        resumed: what it goes on from.
+        notes: gets what of the recipe does not apply, and what of a checkpoint begins anew.
+    """
+    seed_generators(recipe.training.seed, INITIALIZATION)
+    told: list[str] = []
+    model, processor = build_model(recipe, label_set_of(data), told.append)
+    if resumed is None:  # one that goes on was told when it began
+        notes += told
+    if inherited := settings_without_effect(recipe, model, processor):
+        notes.append(f"left out, as it does not apply to this model: {', '.join(inherited)}")
+    if resumed is None and recipe.model.pretrained is not None:
+        load_pretrained(model, recipe.model.pretrained)
+    return model, processor
+
+
+def load_training_state(training: Training, resumed: Resumed) -> None:
+    """Load what `Training.state_dict` gave."""
+    state = resumed.state
+    try:
+        training.model.load_state_dict(state["model"])
+        if training.average is not None:
+            training.average.model.load_state_dict(state["average"])
+        training.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{resumed.folder}: expected the weights of the model of this recipe, got others: {one_line(error)}"
+        ) from error
+    if training.accelerator.scaler is not None:
+        training.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def what_changed(training: Training, resumed: Resumed) -> list[str]:
+    """Say what is free to change, and makes a difference nevertheless; scores that it makes incomparable are left."""
+    notes = []
+    samples, size, progress = len(training.train_data), training.batches.size, training.progress
+    before, size_before = resumed.state.get("samples"), resumed.state.get("device_batch")
+    if before not in (None, samples):
+        notes.append(f"{samples} samples to train on, where there were {before}: they come in another order")
+    if size_before not in (None, size) and depends_on_device_batch(training.model):
+        notes.append(
+            f"a device takes {size} samples at once, where it took {size_before}: batch norms, losses "
+            "or what is dropped at random will differ from those of a training that goes on as it was"
+        )
+    if not are_scores_comparable(training.recipe, resumed.state["recipe"]) and progress.best_score is not None:
+        notes.append(
+            f"evaluated otherwise than before: the best so far, {progress.best_score:.4f} at "
+            f"{progress.best_iteration}, does not count any more"
+        )
+        progress.forget_best()
+    return notes
+
+
+def rehearse_evaluation(training: Training) -> None:
+    """Evaluate one image, so that what cannot be evaluated is told before it is trained."""
+    image, settings = training.validation_data.select(range(1)), training.recipe.model.image_processor
+    with named_settings("model.image_processor", settings):
+        evaluate_model(training.shown_model, training.processor, image, accelerator=training.accelerator)
