@@ -164,7 +164,8 @@ def _at_home(value: Any) -> Any:
 
 
 def _message(error: Exception) -> str:
-    from offseg_hf.utils.hub_errors import explain, one_line
+    from offseg_hf.utils.hub_errors import explain
+    from offseg_hf.utils.texts import one_line
 
     if explanation := explain(error):
         return explanation

@@ -16,7 +16,8 @@ from offseg_hf.conversion.checkpoint import open_checkpoint, read_checkpoint
 from offseg_hf.conversion.convert import describe_misfit, fitting_presets, load_official_weights, same_names
 from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.repository import Changes, commit, find_changes, read_state, tag_version
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.hub_errors import explain
+from offseg_hf.utils.texts import one_line
 from offseg_hf.zoo.presets import Preset, get_preset
 from offseg_hf.zoo.registration import auto_model_class
 
@@ -122,7 +123,7 @@ def publish(
         try:
             status, detail = _publish(api, preset, source, repository, dry_run, private, overwrite, say)
         except Exception as error:  # of the Hub's clients, safetensors and the disk, with no base in common
-            status, detail = "failed", reason(error)
+            status, detail = "failed", explain(error) or one_line(error)
         yield Publication(name, source, repository, status, detail)
 
 

@@ -23,7 +23,7 @@ from offseg_hf.data.scenes.street import SCENE_LABELS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
 from offseg_hf.utils.files import file_digests
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import draw_plots, training_plots
 from offseg_hf.zoo.registration import register
 
@@ -68,7 +68,7 @@ def training_card_files(folder: str | Path, repository: str) -> dict[str, str | 
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder}: expected the folder of a model, got none that can be read: {reason(error)}"
+            f"{folder}: expected the folder of a model, got none that can be read: {one_line(error)}"
         ) from error
     training = read_training(folder)
     files: dict[str, str | bytes] = {}
@@ -134,7 +134,7 @@ def _read(path: Path, parse: Any) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{path}: expected what a training writes, got a file that is none: {reason(error)}"
+            f"{path}: expected what a training writes, got a file that is none: {one_line(error)}"
         ) from error
 
 

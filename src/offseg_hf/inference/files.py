@@ -27,7 +27,7 @@ from PIL import Image
 
 from offseg_hf.data.reading import to_rgb
 from offseg_hf.inference.segmenter import Segmenter
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import class_shares, draw_overlay, label_image
 
 
@@ -152,7 +152,7 @@ def segment(jobs: Sequence[Job], segmenter: Segmenter, opacity: float = 0.6) -> 
         try:
             _segment_file(job, segmenter, opacity)
         except Exception as error:  # of the disk, and of a model that cannot take photos of every size
-            yield Outcome(str(job.source), "failed", reason(error))
+            yield Outcome(str(job.source), "failed", one_line(error))
         else:
             yield Outcome(str(job.source), "written", str(job.outputs[0]))
 
@@ -175,7 +175,7 @@ def read_photo(path: Path) -> Image.Image:
             image.load()  # to_rgb leaves what is RGB as it is, to be read when the file is closed
             return to_rgb(image)
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
-        raise ValueError(f"cannot be read as an image: {reason(error)}") from error
+        raise ValueError(f"cannot be read as an image: {one_line(error)}") from error
 
 
 def _segment_file(job: Job, segmenter: Segmenter, opacity: float) -> None:

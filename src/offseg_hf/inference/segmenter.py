@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from offseg_hf.data.reading import to_rgb
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import palette_for
 from offseg_hf.zoo.registration import auto_model_class, register
 
@@ -123,6 +124,7 @@ def _load(name: str, dtype: torch.dtype):
     register()
     try:
         own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
+        _check_model_type(name)
         config = AutoConfig.from_pretrained(name, **own)
         require_segmentation_model(name, config)
         processor = AutoImageProcessor.from_pretrained(name, **own)
@@ -132,7 +134,7 @@ def _load(name: str, dtype: torch.dtype):
     except UnsupportedModelError:
         raise
     except Exception as error:  # of transformers, huggingface_hub, safetensors and json, with no base in common
-        raise ValueError(f"cannot load a segmentation model from {name!r}: {reason(error)}") from error
+        raise ValueError(f"cannot load a segmentation model from {name!r}: {one_line(error)}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         raise ValueError(f"{name!r} lacks {len(wrong)} tensors of the model, or has other shapes: first {wrong[0]}")
@@ -150,7 +152,19 @@ def _check_model_name(name: str) -> None:
     except HFValidationError:
         raise ValueError(f"no model at {name}: no such folder, and not the name of one on the Hub") from None
     except Exception as error:  # of the client and of the network below it
-        raise ValueError(f"no model at {name}: no such folder, and {reason(error)}") from None
+        raise ValueError(f"no model at {name}: no such folder, and the Hub gives none") from error
+
+
+def _check_model_type(name: str) -> None:
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    kind = settings.get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        own_code = " and brings code of its own, which the commands do not run" if "auto_map" in settings else ""
+        raise UnsupportedModelError(
+            f"{name}: nothing installed here knows its model type, {kind}{own_code}. If it is a newer one of this "
+            "package or of transformers: `pip install -U offseg-hf transformers`; if you trust its code: load it in "
+            "Python, with trust_remote_code=True"
+        )
 
 
 def _device(name: str | None) -> torch.device:
@@ -159,4 +173,4 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise ValueError(f"cannot use the device {name!r}: {reason(error)}") from error
+        raise ValueError(f"cannot use the device {name!r}: {one_line(error)}") from error

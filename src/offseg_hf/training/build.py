@@ -26,7 +26,7 @@ from offseg_hf.training.optimization import OFFSETS, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
 from offseg_hf.training.settings_errors import check_types, named_settings
 from offseg_hf.training.values import require_known
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.utils.texts import one_line
 from offseg_hf.zoo.registration import auto_model_class, register
 
 

@@ -62,7 +62,7 @@ from offseg_hf.training.publication import Publication
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.settings_errors import named_settings
 from offseg_hf.training.state import Progress, WeightAverage, seed_generators
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.utils.texts import one_line
 
 
 INITIALIZATION, ITERATION = range(2)  # what random numbers are drawn for

@@ -8,7 +8,8 @@ from huggingface_hub.utils import disable_progress_bars
 
 from offseg_hf.hub.push import push_model, writable_name
 from offseg_hf.training.recipe import Recipe
-from offseg_hf.utils.hub_errors import is_temporary, reason
+from offseg_hf.utils.hub_errors import explain, is_temporary
+from offseg_hf.utils.texts import one_line
 
 
 class PublicationError(OSError):
@@ -35,7 +36,7 @@ class Publication:
         except Exception as error:  # of the client and of the network below it
             if not is_temporary(error):
                 raise
-            self._say(f"{self.repository} is out of reach: {reason(error)}; the training begins nevertheless")
+            self._say(f"{self.repository} is out of reach: {_why(error)}; the training begins nevertheless")
 
     def push(self) -> None:
         """Send the best model with its card, as of now; a failure is told."""
@@ -44,7 +45,7 @@ class Publication:
             upload = push_model(self.folder, self.repository, private=self.private)
         except Exception as error:  # nothing that goes wrong here is worth a training
             self._failure = error
-            self._say(f"not uploaded: {reason(error)}; the training goes on, and will try again")
+            self._say(f"not uploaded: {_why(error)}; the training goes on, and will try again")
             return
         self.is_behind = False
         if not upload.changes.is_empty:
@@ -56,5 +57,9 @@ class Publication:
         if self.is_behind:
             raise PublicationError(
                 f"the training is done and {self.folder} holds its best model, but it is not on the Hub: "
-                f"{reason(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
+                f"{_why(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
             ) from None
+
+
+def _why(error: Exception) -> str:
+    return explain(error) or one_line(error)

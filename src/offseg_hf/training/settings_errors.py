@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.utils.texts import one_line
 
 
 # What huggingface_hub's validation of dataclasses says, which keeps neither field nor type beside its texts.

@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 
 
+LISTED_LINES = 12
+
+
 def expand(path: str | os.PathLike) -> Path:
     """Return a path with `~` as the home folder, which shells leave as it is in `key=~/data`."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError for a user that does not exist
@@ -22,6 +25,13 @@ def is_utf8(name: str) -> bool:
 def printable(text: str) -> str:
     """Return a text, such as one with names of files, in one line that any terminal shows."""
     return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def one_line(error: BaseException) -> str:
+    """Return all that an error says, in one line; the beginning of a list without end, its type if it says nothing."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:LISTED_LINES]) or type(error).__name__
+    return text if len(lines) <= LISTED_LINES else f"{text} ... and {len(lines) - LISTED_LINES} lines more"
 
 
 def _escape(character: str) -> str:
