@@ -22,7 +22,7 @@ from tests.small_model import save_small_model
 pytest_plugins = ["tests.local_hub.fixtures"]
 
 OFFSEG = Path(sys.executable).with_name("offseg")
-OFFSEG_COMMAND = "from offseg_hf.cli import main; main()"
+OFFSEG_COMMAND = "from offseg_command import main; main()"
 NAMES = ("offseg-t-ade", "segnext-t-offset-context59")
 TAG = f"v{__version__}"
 
