@@ -21,6 +21,9 @@ from offseg_hf.models.offset_classifier import is_linear_layer, replace_classifi
 from offseg_hf.models.offset_learning import OffsetLearningOptions
 
 
+SmpModel = Any  # a SegmentationModel of smp
+
+
 class SmpOffsetLearning:
     """Make of a model class of smp one that classifies pixels by offset learning; a mixin, which comes before it.
 
@@ -32,7 +35,7 @@ class SmpOffsetLearning:
 
     smp_class: type[nn.Module]
 
-    def __init__(self, *, offset_learning: dict[str, Any], **kwargs: Any):
+    def __init__(self: Any, *, offset_learning: dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         options = dict(offset_learning)
         replace_classifier(self, options.pop("classifier"), OffsetLearningOptions(**options))
@@ -42,7 +45,7 @@ class SmpOffsetLearning:
 
     def generate_model_card(self, *args, **kwargs):
         """Return smp's card, with the line of code that loads this model."""
-        card = super().generate_model_card(*args, **kwargs)
+        card = super().generate_model_card(*args, **kwargs)  # type: ignore[misc] # of smp
         import_line = "import segmentation_models_pytorch as smp\n"
         ours = "from offseg_hf import with_offset_learning\n"
         card.text = card.text.replace(import_line, import_line + ours, 1)
@@ -59,7 +62,6 @@ def with_offset_learning(smp_class: type[nn.Module]) -> type[nn.Module]:
         smp_class: `smp.Unet` or another; the result is called `OffsetUnet`, and takes its arguments by keyword.
 
     Example:
-
     ```python
     >>> model = with_offset_learning(smp.Unet).from_pretrained("unet-offset")
     ```
@@ -68,7 +70,7 @@ def with_offset_learning(smp_class: type[nn.Module]) -> type[nn.Module]:
     return type(f"Offset{smp_class.__name__}", (SmpOffsetLearning, smp_class), names)
 
 
-def apply(model: nn.Module, classifier: str | None, options: OffsetLearningOptions) -> nn.Module:
+def apply(model: SmpModel, classifier: str | None, options: OffsetLearningOptions) -> nn.Module:
     """Return a copy of a model of smp with offset learning as its classifier: see `apply_offset_learning`.
 
     It is still an instance of the model's class, in all but the classifier and how it is loaded.
@@ -82,7 +84,7 @@ def apply(model: nn.Module, classifier: str | None, options: OffsetLearningOptio
     return result
 
 
-def find_classifier(model: nn.Module) -> str:
+def find_classifier(model: SmpModel) -> str:
     """Return the dotted name of the classifier: the last layer with weights of `model.segmentation_head`.
 
     Raises:
@@ -101,7 +103,7 @@ def find_classifier(model: nn.Module) -> str:
     return f"segmentation_head.{name}" if name else "segmentation_head"
 
 
-def _blank(smp_class: type[nn.Module]) -> nn.Module:
+def _blank(smp_class: type[nn.Module]) -> Any:
     """Return a model without layers, which takes those of another."""
-    offset_class = with_offset_learning(smp_class)
+    offset_class = with_offset_learning(smp_class)  # type: ignore[arg-type] # classes are hashable
     return offset_class.__new__(offset_class)

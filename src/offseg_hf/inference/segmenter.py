@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,13 @@ from offseg_hf.zoo.registration import auto_model_class, register
 class Segmenter:
     """A semantic segmentation model with its image processor, from a folder or the Hub: RGB photo in, label map out.
 
-    device: as torch names it; by default a CUDA GPU where there is one, else the CPU.
-    Raises ValueError if there is no such device, or no complete segmentation model at `model`.
+    Args:
+        model: A folder, or a repository on the Hub.
+        device: As torch names it; by default a CUDA GPU where there is one, else the CPU.
+        dtype: Precision of the model.
+
+    Raises:
+        ValueError: If there is no such device, or no complete segmentation model at `model`.
     """
 
     def __init__(self, model: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32):
@@ -40,7 +46,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(self, photo: Image.Image) -> np.ndarray:
-        """The label map (height, width) of a photo, of its size when it is seen upright."""
+        """Return the label map (height, width) of a photo, of its size when it is seen upright."""
         photo = to_rgb(photo)
         inputs = self.processor(images=photo, return_tensors="pt").to(self.device, self.model.dtype)
         outputs = self.model(**inputs)
@@ -67,17 +73,17 @@ def require_segmentation_model(
     processor makes a label map of its outputs.
 
     Args:
-        name: of the model, for the errors.
-        config: of the model, which need not be built.
-        processor: its image processor, where that is to be checked too.
-        every_size: whether images of several sizes are to be looked at, and the scores of all classes averaged, as
+        name: Name of the model, for the errors.
+        config: Configuration of the model, which need not be built.
+        processor: Its image processor, where that is to be checked too.
+        every_size: Whether images of several sizes are to be looked at, and the scores of all classes averaged, as
             test-time augmentation does.
-        training: whether the model is to learn: from label maps, or from masks and their classes.
+        training: Whether the model is to learn: from label maps, or from masks and their classes.
     """
     register()
     is_universal = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     kind = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if is_universal else MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-    model_class = kind.get(type(config), None)
+    model_class: Any = kind.get(type(config), None)
     if model_class is None:
         got = " or ".join(config.architectures or [f"a {config.model_type or type(config).__name__}"])
         raise UnsupportedModelError(f"{name}: expected a model for semantic or universal segmentation, got {got}")
@@ -142,7 +148,7 @@ def _load(name: str, dtype: torch.dtype):
 
 
 def _check_model_name(name: str) -> None:
-    """Says what is wrong with `name` in terms of folders, where transformers would go on and ask the Hub."""
+    """Say what is wrong with `name` in terms of folders, where transformers would go on and ask the Hub."""
     if Path(name).exists():
         if not Path(name, "config.json").is_file():
             raise ValueError(f"{name} is not the folder of a model: it has no config.json")

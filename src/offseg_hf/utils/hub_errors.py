@@ -62,7 +62,7 @@ def _reason(error: BaseException) -> _Reason | None:
     if isinstance(error, errors.LocalTokenNotFoundError):
         return _Reason(f"not logged in to the Hub: {LOG_IN}")
     if isinstance(error, errors.HFValidationError):
-        return _Reason(f"{_first_line(error)}; expected an existing folder, or a repository's name as user/name")
+        return _Reason(f"{_first_line(error)}; expected an existing folder, or the name of a repository as user/name")
     if isinstance(error, errors.HfHubHTTPError):
         return _from_answer(error)
     if of_xet and of_xet[1]:
@@ -111,7 +111,7 @@ def _from_status(status: int, said: str, retry_after: str | None) -> _Reason:
     if status == 429:
         return _Reason(f"too many requests to the Hub: wait {retry_after or 'some 60'} seconds, and {AGAIN}", True)
     if status >= 500:
-        return _Reason(f"the Hub has a problem of its own ({status} {said}): wait a while, and {AGAIN}", True)
+        return _Reason(f"the Hub has a problem of its own ({status}): wait a while, and {AGAIN}", True)
     return _Reason(f"the Hub answers {status}: {said}")
 
 

@@ -43,7 +43,8 @@ def read_text(path: Path, errors: str = "strict") -> str:
     """Return the text in a file: UTF-8, with or without a byte order mark, or UTF-16 with one.
 
     Args:
-        errors: what becomes of bytes that are neither, as for `bytes.decode`; "surrogateescape" makes of them what the
+        path: The file.
+        errors: What becomes of bytes that are neither, as for `bytes.decode`; "surrogateescape" makes of them what the
             operating system makes of such names of files.
     """
     raw = path.read_bytes()
