@@ -36,7 +36,7 @@ COMMANDS = """
 import json
 import sys
 
-sys.argv[0] = "offseg"
+import offseg_command  # as the command does, so that torch is imported once it is needed
 from offseg_hf.cli import main
 
 for command in json.loads(sys.argv[1]):

@@ -5,7 +5,6 @@ Importing the package makes its models known to transformers' Auto classes and t
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -112,7 +111,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Registration imports torch and transformers, some seconds. The `offseg` command, which imports this package too, must
-# answer `--help` at once: its commands take the models from here (or call `register`) when they need them.
-if Path(sys.argv[0] if sys.argv else "").name not in ("offseg", "offseg.exe"):
+# Registration imports torch and transformers, for seconds: the `offseg` command registers what it needs when it does.
+if "offseg_command" not in sys.modules:
     register()

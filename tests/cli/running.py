@@ -8,7 +8,7 @@ from tests.processes import run_python
 
 
 OFFSEG = Path(sys.executable).with_name("offseg")
-MAIN = "from offseg_hf.cli import main; main()"  # what the script of that name does
+MAIN = "from offseg_command import main; main()"  # what the script of that name does
 
 
 def offseg(*arguments: object, **environment: str) -> subprocess.CompletedProcess:

@@ -61,7 +61,7 @@ def test_help_and_presets_do_without_torch():
     """Importing torch takes seconds."""
     code = (
         "import sys; sys.argv = ['offseg', 'presets']\n"
-        "from offseg_hf.cli import main\n"
+        "from offseg_command import main\n"
         "try: main()\n"
         "except SystemExit: print('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -73,7 +73,7 @@ def test_bad_models_are_one_line(photos, model, tmp_path):
         photos: "has no config.json",
         photos / "0.png": "is not the folder of a model",
         tmp_path / "nowhere": "no such folder",
-        "nobody/nothing": "no such folder, and offline mode is on (HF_HUB_OFFLINE)",
+        "nobody/nothing": "no such folder, and the Hub gives none: offline mode is on (HF_HUB_OFFLINE)",
         tmp_path: "cannot load a segmentation model",
     }.items():
         result = offseg("segment", photos / "0.png", "--model", name, "--output", tmp_path / "out")

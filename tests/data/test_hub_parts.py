@@ -108,7 +108,7 @@ def test_configurations_and_revisions(hub, tmp_path):
     expected = "tester/parts: expected the name of one of its configurations, large, small, as config_name, got "
     assert [error for error, _ in seen[4:6]] == [expected + "None", expected + "huge"]
     assert seen[6][0] == "tester/parts: no split 'test', it has train, val"
-    assert "has no revision 'v2': it has main, v1" in seen[7][1]
+    assert "the data set tester/parts has no such revision (" in seen[7][1] and "v2" in seen[7][1]
 
 
 def test_without_a_connection(hub, tmp_path):
@@ -133,8 +133,8 @@ def test_without_a_connection(hub, tmp_path):
     for message, _ in (classes, away):
         assert message.startswith("tester/one: its classes.json cannot be downloaded: ")
     assert "val of tester/parts (large) was not downloaded as a whole before" in other[0]
-    assert classes[1].startswith("offline mode is on") and other[1].startswith("offline mode is on")
-    assert away[1].startswith("no connection to ")
+    assert "offline mode is on" in classes[1] and "offline mode is on" in other[1]
+    assert "no connection to " in away[1]
 
 
 def test_commands_say_the_same(hub, tmp_path):

@@ -156,7 +156,7 @@ def test_parquet_files_of_doubtful_splits(here, file, told):
 
 
 def error_of(*arguments: str | Path) -> str:
-    main = "from offseg_hf.cli import main; main()"
+    main = "from offseg_command import main; main()"
     result = run_python(main, *arguments, name="offseg", cwd=Path.cwd(), check=False, COLUMNS="200", NO_COLOR="1")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()

@@ -405,6 +405,6 @@ def test_paths_of_a_machine_stay_there(path, shown):
 
 def test_cards_are_not_paid_for_by_help():
     """The room imports torch and transformers: the command line must not import it before it has to."""
-    script = "import sys; sys.argv = ['offseg']; import offseg_hf.cli; print('offseg_hf.hub.cards' in sys.modules)"
+    script = "import sys, offseg_command, offseg_hf.cli; print('offseg_hf.hub.cards' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"

@@ -12,7 +12,7 @@ import torch
 
 from offseg_hf import OffSegForSemanticSegmentation, OffSegImageProcessor, __version__
 from offseg_hf.conversion.convert import fitting_presets
-from offseg_hf.hub.publish import VerificationError, recognise, verify
+from offseg_hf.hub.publish import VerificationError, recognize, verify
 from offseg_hf.zoo.presets import PRESETS
 from tests.local_hub.faults import Answer, CutUpload
 from tests.parity.fill import official_keys, official_state_dict
@@ -22,7 +22,7 @@ from tests.small_model import save_small_model
 pytest_plugins = ["tests.local_hub.fixtures"]
 
 OFFSEG = Path(sys.executable).with_name("offseg")
-OFFSEG_COMMAND = "from offseg_hf.cli import main; main()"
+OFFSEG_COMMAND = "from offseg_command import main; main()"
 NAMES = ("offseg-t-ade", "segnext-t-offset-context59")
 TAG = f"v{__version__}"
 
@@ -101,7 +101,7 @@ def test_a_training_of_ones_own_is_not_the_authors(tmp_path):
     for part in ("weight", "bias"):
         weights[f"{head}.mask_norm.{part}"] = weights[f"{head}.mask_norm.{part}"][:7]
     torch.save({"meta": meta, "state_dict": weights}, tmp_path / "seven.pth")
-    found, others = recognise(tmp_path)
+    found, others = recognize(tmp_path)
     assert not found
     reasons = {other.source.name: other.reason for other in others}
     assert "weights under offseg_hf's names" in reasons["model.safetensors"]
@@ -119,7 +119,7 @@ def test_what_is_not_clear_is_listed(tmp_path):
     (tmp_path / "b.pth").write_text("<!doctype html>")
     save_small_model(tmp_path / "converted")
     steps = []
-    found, others = recognise(tmp_path, lambda done, total: steps.append((done, total)))
+    found, others = recognize(tmp_path, lambda done, total: steps.append((done, total)))
     assert found == {NAMES[1]: tmp_path / "offseg-t-ade.pth"}
     assert steps == [(done, 6) for done in range(7)]
     reasons = {str(other.source.relative_to(tmp_path)): other.reason for other in others}
@@ -135,7 +135,7 @@ def test_what_is_not_clear_is_listed(tmp_path):
 
 def test_a_folder_without_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with checkpoints .*, got none in it"):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 # -- what is written is verified --------------------------------------------------------------------------------------

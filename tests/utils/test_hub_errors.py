@@ -148,14 +148,17 @@ def test_commands(hub):
         (TOKEN, *segment(hub, "timm/missing")): ["there is no model timm/missing for this account: check the name"],
         (STRANGER_TOKEN, *segment(hub, "timm/private")): ["no model timm/private for this account", "may read it"],
         ("", *segment(hub, "timm/gated")): ["timm/gated is gated: accept its terms", f"{hub.endpoint}/timm/gated"],
-        (STRANGER_TOKEN, *segment(hub, "timm/gated")): ["accept its terms", "the account that is logged in"],
+        (STRANGER_TOKEN, *segment(hub, "timm/gated")): [
+            "timm/gated is gated: accept its terms",
+            "log in with an account that may read it",
+        ],
         (TOKEN, "data", "check", "timm/missing"): ["timm/missing", "check the name", "log in"],
         (STRANGER_TOKEN, "data", "check", "timm/gated"): ["timm/gated", "gated", "accept its terms"],
         (TOKEN, "evaluate", "--model", model, "--dataset", "timm/missing"): ["timm/missing", "check the name"],
         (TOKEN, *train("model.checkpoint=null")): ["timm/missing", "check the name"],
         # models that this package does not run
         (TOKEN, *segment(hub, "tester/foreign")): [
-            "tester/foreign brings code of its own",
+            "tester/foreign: nothing installed here knows its model type, foreign and brings code of its own",
             "pip install -U offseg-hf",
         ],
         (TOKEN, *segment(hub, "tester/newer")): ["`pip install -U offseg-hf transformers`"],
@@ -202,15 +205,18 @@ def test_without_a_network(hub):
 
 
 def test_revisions_and_files(hub, explained):
-    """The revisions that there are are named."""
-    there = "the model tester/model has no revision 'v9': it has main, v0.1.0, and commits"
-    assert explained["client"] == (there, False)
-    assert explained["transformers"] == (there, False)
-    text, _ = explained["datasets"]
-    assert "timm/private has no revision 'v9'" in text
+    """What was asked for is named, and where it is seen what there is; for whichever library asked."""
+    for call, kind, name in (
+        ("client", "model", "tester/model"),
+        ("transformers", "model", "tester/model"),
+        ("datasets", "data set", "timm/private"),
+    ):
+        text, passes = explained[call]
+        assert f"the {kind} {name} has no such revision ({hub.endpoint}/" in text and "v9" in text, text
+        assert text.endswith(f"{name}/commits") and not passes
     text, _ = explained["file"]
-    files = f"{hub.endpoint}/tester/model/tree/v0.1.0"
-    assert text == f"the model tester/model has no weights/model.bin: see {files}"
+    asked = f"{hub.endpoint}/tester/model/resolve/v0.1.0/weights/model.bin"
+    assert text == f"the model tester/model has no such file ({asked}): see {hub.endpoint}/tester/model/tree/main"
     text, _ = explained["name"]
     assert "'not/a/name'" in text and "as user/name" in text
 
@@ -261,7 +267,7 @@ def test_errors_of_other_kinds_are_not_explained(explained):
         ("create 503", ["problem of its own (503"]),
         ("create 429", ["too many requests to the Hub: wait 7 seconds"]),
         ("upload lost", ["the connection to the Hub was lost (", "it goes on where it was"]),
-        ("conflict", ["tester/model was changed by someone else meanwhile", "run the same command again"]),
+        ("conflict", ["the repository was changed by someone else meanwhile", "run the same command again"]),
     ],
 )
 def test_trouble_that_passes(explained, call, parts):
@@ -271,6 +277,6 @@ def test_trouble_that_passes(explained, call, parts):
 
 
 def test_rights(explained):
-    for call, place in (("upload read-only", "model tester/model"), ("refused", "repository")):
+    for call in ("upload read-only", "refused"):
         text, passes = explained[call]
-        assert text.startswith(f"no rights for this at the {place}") and "may write" in text and not passes
+        assert text.startswith("no rights for this at the repository") and "may write" in text and not passes

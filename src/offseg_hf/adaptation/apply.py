@@ -8,7 +8,7 @@ model = apply_offset_learning(AutoModelForSemanticSegmentation.from_pretrained("
 """
 
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import nn
 
@@ -63,10 +63,9 @@ def apply_offset_learning(
         use_feature_offset: Move the pixel features towards the classes.
 
     Raises:
-        ValueError: where the classifier cannot be found or replaced; it says what was looked for, and how to name it.
+        ValueError: Where the classifier cannot be found or replaced; it says what was looked for, and how to name it.
 
     Example:
-
     ```python
     >>> from transformers import AutoModelForSemanticSegmentation
     >>> from offseg_hf import apply_offset_learning
@@ -77,18 +76,12 @@ def apply_offset_learning(
     >>> model = AutoModelForSemanticSegmentation.from_pretrained("segformer-b0-offset")
 
     >>> network = apply_offset_learning(network, "head.5", warm_start=False)  # any nn.Module
-    ```"""
+    ```
+    """
     options = OffsetLearningOptions(warm_start, use_class_offset, use_feature_offset)
     _check_not_applied(model)
-    if type(model).__name__ in MASK_CLASSIFICATION:
-        if classifier is not None:
-            raise ValueError(
-                f"{type(model).__name__} classifies masks: offset learning aligns them with pixels and replaces no "
-                f"classifier. Leave out classifier={classifier!r}"
-            )
-        from offseg_hf.models.modeling_offset_alignment import align_masks
-
-        return align_masks(model, options)
+    if _classifies_masks(model):
+        return _align(model, classifier, options)
     if type(model).__module__.startswith("segmentation_models_pytorch"):
         from offseg_hf.adaptation import smp
 
@@ -106,16 +99,19 @@ def apply_offset_learning(
 
 
 def find_classifier(model: "PreTrainedModel") -> str:
-    """Dotted name of the classifier of pixels in one of transformers' models for semantic segmentation.
+    """Return the dotted name of the classifier of pixels in one of transformers' models for semantic segmentation.
 
     It is the layer with `config.num_labels` outputs that is in no auxiliary head; among several, the one called
-    "classifier". Raises ValueError where that does not leave exactly one.
+    "classifier".
+
+    Raises:
+        ValueError: Where that does not leave exactly one.
     """
     num_labels = model.config.num_labels
     found = [
         name
         for name in _layers(model)
-        if len(model.get_submodule(name).weight) == num_labels and "auxiliary" not in name
+        if _num_outputs(model.get_submodule(name)) == num_labels and "auxiliary" not in name
     ]
     if len(found) > 1:
         found = [name for name in found if "classifier" in name.split(".")] or found
@@ -126,6 +122,21 @@ def find_classifier(model: "PreTrainedModel") -> str:
             f"(config.num_labels), outside of auxiliary heads, and found {len(found) or 'none'}. {_how_to(candidates)}"
         )
     return found[0]
+
+
+def _classifies_masks(model: nn.Module) -> "TypeGuard[PreTrainedModel]":
+    return type(model).__name__ in MASK_CLASSIFICATION
+
+
+def _align(model: "PreTrainedModel", classifier: str | None, options: OffsetLearningOptions) -> "PreTrainedModel":
+    from offseg_hf.models.modeling_offset_alignment import align_masks
+
+    if classifier is not None:
+        raise ValueError(
+            f"{type(model).__name__} classifies masks: offset learning aligns them with pixels and replaces no "
+            f"classifier. Leave out classifier={classifier!r}"
+        )
+    return align_masks(model, options)
 
 
 def _wrap(model: "PreTrainedModel", classifier: str | None, options: OffsetLearningOptions) -> "PreTrainedModel":
@@ -143,7 +154,7 @@ def _wrap(model: "PreTrainedModel", classifier: str | None, options: OffsetLearn
     classifier = classifier or find_classifier(model)
     base = deepcopy(model)
     replace_classifier(base, classifier, options)
-    outputs = len(model.get_submodule(classifier).weight)
+    outputs = _num_outputs(model.get_submodule(classifier))
     if outputs != num_labels:
         raise ValueError(
             f"{type(model).__name__}.{classifier} has {outputs} outputs where config.num_labels is {num_labels}, by "
@@ -154,30 +165,31 @@ def _wrap(model: "PreTrainedModel", classifier: str | None, options: OffsetLearn
         classifier=classifier,
         normalize_logits=not options.warm_start,
         dtype=base.dtype,
-        **options.branches,
+        use_class_offset=options.use_class_offset,
+        use_feature_offset=options.use_feature_offset,
     )
     return OffsetLearningForSemanticSegmentation(config, base).train(model.training)
 
 
 def _check_not_applied(model: nn.Module) -> None:
-    """By name: code from the Hub has classes of its own."""
+    """Refuse a model that has offset learning, by the names of classes: code from the Hub has classes of its own."""
     for name, module in model.named_modules():
         if any(cls.__name__ == "OffsetAlignment" for cls in type(module).__mro__):
             raise ValueError(f"{type(model).__name__} has offset learning already, in {name or 'itself'}")
 
 
-def _is_transformers_model(model: nn.Module) -> bool:
+def _is_transformers_model(model: nn.Module) -> "TypeGuard[PreTrainedModel]":
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel)
 
 
 def _check_can_be_rebuilt(model: "PreTrainedModel") -> None:
-    """`from_pretrained` builds what the Auto class makes of the configuration, and nothing else."""
+    """Refuse what the Auto class would not build: `from_pretrained` makes of a configuration nothing else."""
     from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
     config_class = type(model.config)
-    built = (
+    built: Any = (
         config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
         and (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[config_class])
     )
@@ -190,12 +202,16 @@ def _check_can_be_rebuilt(model: "PreTrainedModel") -> None:
         )
 
 
+def _num_outputs(layer: Any) -> int:
+    return len(layer.weight)
+
+
 def _layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if name and is_linear_layer(module)]
 
 
 def _how_to(layers: list[str]) -> str:
-    """The last of the layers, where classifiers are, and the words to choose one with."""
+    """Return the last of the layers, where classifiers are, and the words to choose one with."""
     if not layers:
         return "It has no convolution with stride 1 and without groups, and no linear layer"
     before = f" ({len(layers) - 8} before them)" if len(layers) > 8 else ""

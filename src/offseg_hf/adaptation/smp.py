@@ -13,7 +13,7 @@ model = with_offset_learning(smp.Unet).from_pretrained("unet-offset")
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
-from inspect import Parameter, signature
+from typing import Any
 
 from torch import nn
 
@@ -21,17 +21,31 @@ from offseg_hf.models.offset_classifier import is_linear_layer, replace_classifi
 from offseg_hf.models.offset_learning import OffsetLearningOptions
 
 
-class SmpOffsetLearning:
-    """What a model of smp needs besides, to be pickled and to describe itself."""
+SmpModel = Any  # a SegmentationModel of smp
 
-    smp_class: type
+
+class SmpOffsetLearning:
+    """Make of a model class of smp one that classifies pixels by offset learning; a mixin, which comes before it.
+
+    Args:
+        offset_learning: `classifier`, the dotted name of the layer that is replaced, and the fields of
+            [`OffsetLearningOptions`]. huggingface_hub's mixin writes it into config.json with all other arguments.
+        kwargs: Arguments of the model class of smp.
+    """
+
+    smp_class: type[nn.Module]
+
+    def __init__(self: Any, *, offset_learning: dict[str, Any], **kwargs: Any):
+        super().__init__(**kwargs)
+        options = dict(offset_learning)
+        replace_classifier(self, options.pop("classifier"), OffsetLearningOptions(**options))
 
     def __reduce__(self):
         return _blank, (self.smp_class,), self.__dict__  # the class itself cannot be found by its name
 
     def generate_model_card(self, *args, **kwargs):
-        """smp's card, with the line of code that loads this model."""
-        card = super().generate_model_card(*args, **kwargs)
+        """Return smp's card, with the line of code that loads this model."""
+        card = super().generate_model_card(*args, **kwargs)  # type: ignore[misc] # of smp
         import_line = "import segmentation_models_pytorch as smp\n"
         ours = "from offseg_hf import with_offset_learning\n"
         card.text = card.text.replace(import_line, import_line + ours, 1)
@@ -42,46 +56,39 @@ class SmpOffsetLearning:
 
 @cache
 def with_offset_learning(smp_class: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a model class of smp (`smp.Unet`, ...) that classifies pixels by offset learning.
+    """Return the subclass of a model class of smp that classifies pixels by offset learning, to load what was saved.
 
-    It takes one more argument than `smp_class`, which `save_pretrained` writes into config.json and `from_pretrained`
-    reads from there. `offset_learning`: a dict of `classifier`, dotted name of the layer that is replaced;
-    `warm_start`, whether it is continued, with a bias, or begun anew, with normalised logits; `use_class_offset`;
-    `use_feature_offset`.
+    Args:
+        smp_class: `smp.Unet` or another; the result is called `OffsetUnet`, and takes its arguments by keyword.
+
+    Example:
+    ```python
+    >>> model = with_offset_learning(smp.Unet).from_pretrained("unet-offset")
+    ```
     """
-
-    def __init__(self, *args, offset_learning: dict, **kwargs):
-        smp_class.__init__(self, *args, **kwargs)
-        options = dict(offset_learning)
-        replace_classifier(self, options.pop("classifier"), OffsetLearningOptions(**options))
-
-    # The arguments that are written and read are those of the signature.
-    stock = signature(smp_class.__init__)
-    added = Parameter("offset_learning", Parameter.KEYWORD_ONLY, annotation=dict)
-    parameters = sorted([*stock.parameters.values(), added], key=lambda parameter: parameter.kind)
-    __init__.__signature__ = stock.replace(parameters=parameters)
-    names = {"__init__": __init__, "__module__": __name__, "__doc__": smp_class.__doc__, "smp_class": smp_class}
+    names = {"__module__": __name__, "smp_class": smp_class}
     return type(f"Offset{smp_class.__name__}", (SmpOffsetLearning, smp_class), names)
 
 
-def apply(model: nn.Module, classifier: str | None, options: OffsetLearningOptions) -> nn.Module:
+def apply(model: SmpModel, classifier: str | None, options: OffsetLearningOptions) -> nn.Module:
     """Return a copy of a model of smp with offset learning as its classifier: see `apply_offset_learning`.
 
     It is still an instance of the model's class, in all but the classifier and how it is loaded.
     """
     classifier = find_classifier(model) if classifier is None else classifier
-    result = deepcopy(model)
+    result = _blank(type(model))
+    result.__setstate__(deepcopy(model.__dict__))  # as copying and pickling do: what is frozen stays so
     replace_classifier(result, classifier, options)
-    result.__class__ = with_offset_learning(type(model))
     # What is saved holds the encoder's weights: nothing is to be downloaded on loading it.
     result.config.update(encoder_weights=None, offset_learning={"classifier": classifier, **asdict(options)})
     return result
 
 
-def find_classifier(model: nn.Module) -> str:
-    """Dotted name of the classifier: the last layer with weights of `model.segmentation_head`.
+def find_classifier(model: SmpModel) -> str:
+    """Return the dotted name of the classifier: the last layer with weights of `model.segmentation_head`.
 
-    Raises ValueError where that is no convolution with one output per class.
+    Raises:
+        ValueError: Where that is no convolution with one output per class.
     """
     head = getattr(model, "segmentation_head", None)
     with_weights = [] if head is None else [(n, m) for n, m in head.named_modules() if [*m.parameters(recurse=False)]]
@@ -96,6 +103,7 @@ def find_classifier(model: nn.Module) -> str:
     return f"segmentation_head.{name}" if name else "segmentation_head"
 
 
-def _blank(smp_class: type[nn.Module]) -> nn.Module:
-    offset_class = with_offset_learning(smp_class)
+def _blank(smp_class: type[nn.Module]) -> Any:
+    """Return a model without layers, which takes those of another."""
+    offset_class = with_offset_learning(smp_class)  # type: ignore[arg-type] # classes are hashable
     return offset_class.__new__(offset_class)

@@ -7,6 +7,7 @@ an error.
 
 import atexit
 import gc
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -32,12 +33,13 @@ app = command_group(
 def offseg(
     show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
+    """Run one of the commands, or show the version."""
     if show_version:
         stdout.print(f"offseg-hf {__version__}")
         raise typer.Exit
 
 
-for function in (
+commands: tuple[Callable[..., None], ...] = (
     segment.segment,
     train.train,
     evaluate.evaluate,
@@ -45,7 +47,8 @@ for function in (
     recipe.recipe,
     push.push,
     env.env,
-):
+)
+for function in commands:
     command(app)(function)
 app.add_typer(data_app, name="data")
 for function in (convert.convert, publish.publish):

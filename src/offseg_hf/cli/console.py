@@ -38,6 +38,8 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by defa
 
 
 class DType(StrEnum):
+    """Name the precisions of a model."""
+
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
@@ -46,8 +48,9 @@ class DType(StrEnum):
 class CommandConsole(Console):
     """A console whose lines are as long as they are where no terminal ends them: in a file or a pipe."""
 
-    @property
+    @property  # type: ignore[misc] # nobody sets it
     def size(self) -> ConsoleDimensions:
+        """Return the terminal's size, or one that breaks no line."""
         size = super().size
         return size if self.is_terminal else ConsoleDimensions(PIPE_WIDTH, size.height)
 
@@ -59,17 +62,20 @@ stderr = CommandConsole(stderr=True, highlight=False, markup=False, soft_wrap=Tr
 class Command(TyperCommand):
     """A command whose help shows no type beside an option that takes no value."""
 
-    def get_params(self, ctx: typer.Context) -> list:
+    def get_params(self, ctx) -> list:
+        """Return the parameters as typer does, but for the types of flags."""
         return _without_types_of_flags(super().get_params(ctx))
 
 
 class CommandGroup(TyperGroup):
     """Commands of which a wrong name is one line that has the right one."""
 
-    def get_params(self, ctx: typer.Context) -> list:
+    def get_params(self, ctx) -> list:
+        """Return the parameters as typer does, but for the types of flags."""
         return _without_types_of_flags(super().get_params(ctx))
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+    def resolve_command(self, ctx, args: list[str]) -> tuple:
+        """Return the command that is named, as typer does; end where there is none of that name."""
         name = args[0]
         if name not in self.commands and not ctx.resilient_parsing:
             meant = ELSEWHERE.get(name.lower())
@@ -106,7 +112,8 @@ def command(app: typer.Typer, panel: str | None = None) -> Callable[[Callable[..
     home: of `--output=~/x` no shell makes that.
 
     Args:
-        panel: title of the commands that it stands among in the list; by default "Commands".
+        app: The application that it is a command of.
+        panel: Title of the commands that it stands among in the list; by default "Commands".
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -146,7 +153,7 @@ def wrong_usage(message: str) -> NoReturn:
 
 
 def _wrapping(text: str) -> str:
-    """The paragraphs, each in one line, which the terminal wraps where it ends."""
+    """Return the paragraphs, each in one line, which the terminal wraps where it ends."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
@@ -164,7 +171,8 @@ def _at_home(value: Any) -> Any:
 
 
 def _message(error: Exception) -> str:
-    from offseg_hf.utils.hub_errors import explain, one_line
+    from offseg_hf.utils.hub_errors import explain
+    from offseg_hf.utils.texts import one_line
 
     if explanation := explain(error):
         return explanation
@@ -176,7 +184,7 @@ def _message(error: Exception) -> str:
 
 
 def progress_bar():
-    """A progress bar on stderr; nothing where stderr is not a terminal."""
+    """Return a progress bar on stderr; nothing where stderr is not a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -184,7 +192,7 @@ def progress_bar():
 
 
 def quiet_libraries() -> None:
-    """Their warnings are for programmers; progress of downloads stays, where someone watches."""
+    """Turn off the libraries' warnings, which are for programmers; progress of downloads stays on a terminal."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging

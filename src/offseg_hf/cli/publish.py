@@ -24,8 +24,8 @@ def publish(
 ) -> None:
     """Publish official checkpoints: recognize, convert, verify, upload with code and card, tag the version.
 
-    Of which preset a file is its keys and shapes tell, not its name; what is not clear is listed and left alone. What
-    the Hub has already is not sent again, so that the same command goes on after an interruption. Exit code 1 if
+    Which preset a file is of is told by its keys and shapes, not by its name; what is not clear is listed and left
+    alone. What the Hub has already is not sent again: after an interruption, the same command goes on. Exit code 1 if
     anything failed or was left alone.
 
     Examples:
@@ -36,7 +36,7 @@ def publish(
     from huggingface_hub import HfApi
 
     from offseg_hf.hub.publish import publish as publish_checkpoints
-    from offseg_hf.hub.publish import recognise
+    from offseg_hf.hub.publish import recognize
     from offseg_hf.hub.repository import require_writer
 
     quiet_libraries()
@@ -47,7 +47,7 @@ def publish(
         if stderr.is_terminal:
             stderr.print(f"{done} of {total} files read", end="\n" if done == total else "\r")
 
-    found, others = recognise(folder, show)
+    found, others = recognize(folder, show)
     if only is not None:
         chosen = {name: path for name, path in found.items() if fnmatch(name, only)}
         others = [other for other in others if any(fnmatch(name, only) for name in other.presets)]
@@ -73,7 +73,7 @@ def publish(
 
 
 def _print_summary(publications: list) -> None:
-    """A table on a terminal, elsewhere a line for each."""
+    """Print a table on a terminal, elsewhere a line for each."""
     rows = [(publication.repository, publication.status, publication.detail) for publication in publications]
     if not stdout.is_terminal:
         widths = [max(len(row[column]) for row in rows) for column in range(2)]

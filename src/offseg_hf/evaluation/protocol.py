@@ -16,7 +16,7 @@ from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.outputs import Sink
 from offseg_hf.evaluation.prediction import predict
 from offseg_hf.evaluation.samples import Sample, SampleReader, load_samples
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def evaluate_model(
                 prediction = predict(model, processor, views, (height, width), flip)
             except Exception as error:  # of a model that cannot take images of this size, or of a full memory
                 what = f"{type(model).__name__} with {type(processor).__name__}"
-                raise ValueError(f"{sample.name}: {what} makes no label map of it: {reason(error)}") from error
+                raise ValueError(f"{sample.name}: {what} makes no label map of it: {one_line(error)}") from error
             sink.add(sample, prediction, total)
     metric, num_images = processes.total(sink)
     if not num_images:

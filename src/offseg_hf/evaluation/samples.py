@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor, BatchFeature
 
 from offseg_hf.data.reading import PairReader
 from offseg_hf.evaluation.prediction import prepare
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class SampleReader(torch.utils.data.Dataset):
         except Exception as error:  # of an image processor of transformers, whose settings it does not go with
             what = type(self.processor).__name__
             raise ValueError(
-                f"{name}: {what} does not take its {photo.width}x{photo.height}: {reason(error)}"
+                f"{name}: {what} does not take its {photo.width}x{photo.height}: {one_line(error)}"
             ) from error
         return Sample(index, name, _content(row), photo, label, views)
 

@@ -25,7 +25,7 @@ TASK = "image-segmentation"
 
 
 def official_card_files(preset: Preset, repository: str) -> dict[str, str]:
-    """Path in the repository -> text, of all that says on the Hub what an official model is."""
+    """Return, by path in the repository, the texts that say on the Hub what an official model is."""
     table = load_results()
     family = FAMILIES[preset.family]
     result, data_set = table.of(preset)
@@ -62,23 +62,28 @@ def official_card_files(preset: Preset, repository: str) -> dict[str, str]:
 
 
 def front_matter(config: PreTrainedConfig, kind: str) -> dict[str, Any]:
-    """What the front matter of all cards has; `kind` of model is a tag too."""
+    """Return what the front matter of all cards has; `kind` of model is a tag too."""
     method = ["offset-learning"] if has_offset_learning(config) else []
     tags = ["offseg_hf", *method, "semantic-segmentation", "vision", kind]
     return {"library_name": "transformers", "pipeline_tag": TASK, "tags": tags}
 
 
 def has_offset_learning(config: PreTrainedConfig) -> bool:
-    """Whether the model is one of this package, and not one of transformers that was trained with it."""
+    """Return whether the model is one of this package, and not one of transformers that was trained with it."""
     return type(config).__module__.startswith("offseg_hf.")
 
 
 def render_card(
     data: ModelCardData, *, config: PreTrainedConfig, repository: str, has_code: bool, **values: Any
 ) -> str:
-    """The text of a card: `data` as front matter, and the template with `values`, which it names.
+    """Return the text of a card: `data` as front matter, and the template with `values`, which it names.
 
-    config: of the model; has_code: whether the repository holds the model's code.
+    Args:
+        data: The front matter.
+        config: The model's configuration.
+        repository: The repository's name, as user/name.
+        has_code: Whether the repository holds the model's code.
+        values: What the template names besides.
     """
     auto_class = auto_model_class(config).__name__
     card = ModelCard.from_template(
@@ -106,7 +111,7 @@ def _summary(family: Family, preset: Preset, paper: Paper) -> str:
 
 
 def _protocol(preset: Preset) -> str:
-    """The test protocol in a sentence."""
+    """Return the test protocol in a sentence."""
     long_side, short_side = preset.scale
     parts = [
         f"a photo is resized, keeping its ratio, to the largest size whose long side has no more than {long_side} and "
@@ -142,7 +147,7 @@ def _eval_result(preset: Preset, result: Result, data_set: DataSet, family: Fami
 
 
 def _eval_result_files(preset: Preset, result: Result, data_set: DataSet, paper: Paper) -> dict[str, str]:
-    if data_set.hub_id is None:  # an entry must name a data set of the Hub
+    if data_set.hub_id is None or data_set.config is None:  # an entry must name both, of the Hub
         return {}
     entry = EvalResultEntry(
         dataset_id=data_set.hub_id,

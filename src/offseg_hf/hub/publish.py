@@ -1,10 +1,10 @@
-"""The official checkpoints to the Hub: recognised, converted, verified and published, one after another."""
+"""The official checkpoints to the Hub: recognized, converted, verified and published, one after another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi
@@ -16,13 +16,15 @@ from offseg_hf.conversion.checkpoint import open_checkpoint, read_checkpoint
 from offseg_hf.conversion.convert import describe_misfit, fitting_presets, load_official_weights, same_names
 from offseg_hf.hub.cards import official_card_files
 from offseg_hf.hub.repository import Changes, commit, find_changes, read_state, tag_version
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.hub_errors import explain
+from offseg_hf.utils.texts import one_line
 from offseg_hf.zoo.presets import Preset, get_preset
 from offseg_hf.zoo.registration import auto_model_class
 
 
 SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors"}
 TEST_SIZE = (128, 128)  # of the image that a converted model is verified on
+Status = Literal["published", "unchanged", "would publish", "failed"]
 
 
 class VerificationError(RuntimeError):
@@ -30,7 +32,7 @@ class VerificationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Unrecognised:
+class Unrecognized:
     """A file that is not published; `presets` are those it might be of, were it the only one."""
 
     source: Path
@@ -45,18 +47,27 @@ class Publication:
     preset: str
     source: Path
     repository: str
-    status: Literal["published", "unchanged", "would publish", "failed"]
+    status: Status
     detail: str
 
 
-def recognise(
+def recognize(
     folder: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[dict[str, Path], list[Unrecognised]]:
-    """Which preset each checkpoint below `folder` is of, by keys and shapes; and the files that are left alone.
+) -> tuple[dict[str, Path], list[Unrecognized]]:
+    """Return which preset each checkpoint below `folder` is of, by keys and shapes; and the files left alone.
 
     Left alone are a file of no preset or of several, one that cannot be read, a training of one's own (under our
-    names, or for other classes), and two files of one preset: nothing is guessed. Raises FileNotFoundError if there is
-    no checkpoint at all.
+    names, or for other classes), and two files of one preset: nothing is guessed.
+
+    Args:
+        folder: Where the checkpoints are, in subfolders too.
+        progress: Called with the number of files that are read, and of all.
+
+    Returns:
+        By preset its checkpoint, and the files that are left alone.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at all.
     """
     paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
     if not paths:
@@ -70,27 +81,27 @@ def recognise(
         try:
             file = open_checkpoint(path)
         except (ValueError, OSError) as error:
-            others.append(Unrecognised(path, str(error).removeprefix(f"{path}: ")))
+            others.append(Unrecognized(path, str(error).removeprefix(f"{path}: ")))
             continue
         names = fitting_presets(file.weights)
         if len(names) == 1 and (problem := _other_classes(get_preset(names[0]), file.class_names)):
-            others.append(Unrecognised(path, problem, tuple(names)))
+            others.append(Unrecognized(path, problem, tuple(names)))
         elif len(names) == 1:
             found.setdefault(names[0], []).append(path)
         else:
             fits = f"which fit {', '.join(names)}" if names else describe_misfit(file.weights)
-            others.append(Unrecognised(path, f"expected the weights of one preset, got some {fits}", tuple(names)))
+            others.append(Unrecognized(path, f"expected the weights of one preset, got some {fits}", tuple(names)))
     progress(len(paths), len(paths))
     for name, same in found.items():
         for path in same if len(same) > 1 else ():
             rest = ", ".join(str(other) for other in same if other != path)
             reason = f"expected one checkpoint of {name}, got {rest} too: move away what is not to be published"
-            others.append(Unrecognised(path, reason, (name,)))
+            others.append(Unrecognized(path, reason, (name,)))
     return {name: same[0] for name, same in found.items() if len(same) == 1}, others
 
 
 def _other_classes(preset: Preset, class_names: Sequence[str] | None) -> str | None:
-    """Why a checkpoint with these names of classes in it is not the authors' of a preset."""
+    """Return why a checkpoint with these names of classes in it is not the authors' of a preset, if so."""
     if class_names is None or same_names(class_names, preset.labels.names):
         return None
     return (
@@ -111,18 +122,26 @@ def publish(
 ) -> Iterator[Publication]:
     """Publish a checkpoint of each preset as `namespace`/preset, one after another; none stops the others by failing.
 
-    dry_run: convert, verify and compare with the Hub, and change nothing there.
-    private: make repositories private; one that is public already is a failure.
-    overwrite: replace what others have changed in a repository.
-    say: called with what is being done.
+    Args:
+        api: The client.
+        checkpoints: By preset, as `recognize` returns them.
+        namespace: Of the repositories: a user or an organization.
+        dry_run: Convert, verify and compare with the Hub, and change nothing there.
+        private: Make repositories private; one that is public already is a failure.
+        overwrite: Replace what others have changed in a repository.
+        say: Called with what is being done.
+
+    Yields:
+        What became of each preset.
     """
     for number, (name, source) in enumerate(checkpoints.items(), start=1):
         preset, repository = get_preset(name), f"{namespace}/{name}"
         say(f"{number} of {len(checkpoints)}: {name}, from {source}")
+        status: Status
         try:
             status, detail = _publish(api, preset, source, repository, dry_run, private, overwrite, say)
         except Exception as error:  # of the Hub's clients, safetensors and the disk, with no base in common
-            status, detail = "failed", reason(error)
+            status, detail = "failed", explain(error) or one_line(error)
         yield Publication(name, source, repository, status, detail)
 
 
@@ -135,7 +154,7 @@ def _publish(
     private: bool,
     overwrite: bool,
     say: Callable[[str], None],
-) -> tuple[Literal["published", "unchanged", "would publish"], str]:
+) -> tuple[Status, str]:
     state = read_state(api, repository)  # first: without an answer, a conversion is for nothing
     with TemporaryDirectory(prefix="offseg-publish-") as temporary:
         folder = Path(temporary)
@@ -156,7 +175,9 @@ def _publish(
 def convert_and_verify(preset: Preset, source: Path, folder: Path) -> None:
     """Write the model of an official checkpoint into `folder`, and load it from there as users will.
 
-    Raises ValueError for a checkpoint of something else, and VerificationError.
+    Raises:
+        ValueError: For a checkpoint of something else.
+        VerificationError: If it does not load as it was written.
     """
     model, _ = load_official_weights(preset, read_checkpoint(source), str(source))
     processor = preset.image_processor()
@@ -183,8 +204,8 @@ def verify(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) 
 
 
 @torch.inference_mode()
-def label_map(model: PreTrainedModel, processor: BaseImageProcessor, photo) -> Tensor:
-    """Class ids (height, width) of a photo at its own size."""
+def label_map(model: PreTrainedModel, processor: Any, photo: Image.Image) -> Tensor:
+    """Return the class ids (height, width) of a photo at its own size."""
     outputs = model(**processor(images=photo, do_resize=False, return_tensors="pt"))
     size = (photo.height, photo.width)
     return processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]

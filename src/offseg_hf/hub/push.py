@@ -19,7 +19,7 @@ SHARDS = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Upload:
-    """What went up: nothing, if all was there. `url` is the repository's page."""
+    """Say what went up: nothing, if all was there. `url` is the repository's page."""
 
     repository: str
     url: str
@@ -31,11 +31,17 @@ def push_model(folder: str | Path, repository: str, *, private: bool = False, ov
 
     Nothing else that lies there goes up, the state of a training least of all. The card is made from the training's
     recipe, log and environment beside the folder; a README.md in the folder takes its place. All of it is one commit,
-    or none if the Hub has it already; `overwrite` replaces what others have changed there.
+    or none if the Hub has it already.
 
-    repository: user/name, or a name among one's own. private: make it a private one.
-    Raises FileNotFoundError for a folder that is no whole model, ValueError for a repository that is not to be written
-    so, and what huggingface_hub raises.
+    Args:
+        folder: The model, as `save_pretrained` or a training wrote it.
+        repository: user/name, or a name among one's own.
+        private: Make it a private one.
+        overwrite: Replace what others have changed there.
+
+    Raises:
+        FileNotFoundError: For a folder that is no whole model.
+        ValueError: For a repository that is not to be written so; besides, what huggingface_hub raises.
     """
     folder = Path(folder)
     files: dict[str, Path | bytes] = dict(model_files(folder))
@@ -53,14 +59,22 @@ def push_model(folder: str | Path, repository: str, *, private: bool = False, ov
 
 
 def writable_name(api: HfApi, repository: str) -> str:
-    """The name with its namespace, which the user may write into; raises ValueError or what huggingface_hub raises."""
+    """Return the name with its namespace.
+
+    Raises:
+        ValueError: Where the user may not write there; besides, what huggingface_hub raises.
+    """
     validate_repo_id(repository)
     namespace, _, name = repository.rpartition("/")
     return f"{require_writer(api, namespace or None)}/{name}"
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The files of the model in a folder, by name; raises FileNotFoundError, which says what is missing."""
+    """Return the files of the model in a folder, by name.
+
+    Raises:
+        FileNotFoundError: Where one is missing.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder of a model, got no folder")
     names = [CONFIG, PROCESSOR, *_weights(folder)]
@@ -88,7 +102,7 @@ def _weights(folder: Path) -> list[str]:
 
 
 def _code(folder: Path) -> Iterator[str]:
-    """The modules that the configurations name, wherever they are said to be, and those that these import."""
+    """Yield the modules that the configurations name, wherever they are said to be, and those that these import."""
     found: set[str] = set()
     wanted = [
         reference.rpartition("--")[2].partition(".")[0]
@@ -105,7 +119,7 @@ def _code(folder: Path) -> Iterator[str]:
 
 
 def _references(auto_map: Mapping | list | str | None) -> Iterator[str]:
-    """All `module.Class` and `repository--module.Class` in a map of Auto classes."""
+    """Yield all `module.Class` and `repository--module.Class` in a map of Auto classes."""
     if isinstance(auto_map, str):
         yield auto_map
     elif auto_map:

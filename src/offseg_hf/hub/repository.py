@@ -59,13 +59,15 @@ class Changes:
 
     @property
     def is_empty(self) -> bool:
+        """Return whether the repository has everything already."""
         return not (self.add or self.delete)
 
 
 def require_writer(api: HfApi, namespace: str | None) -> str:
-    """The namespace to write into, by default the user's own; asks the Hub once.
+    """Return the namespace to write into, by default the user's own; asks the Hub once.
 
-    Raises RepositoryError if the user may not write there, and what huggingface_hub raises for no or a refused token.
+    Raises:
+        RepositoryError: If the user may not write there; besides, what huggingface_hub raises for a refused token.
     """
     user = api.whoami()
     namespace = namespace or user["name"]
@@ -88,7 +90,7 @@ def require_writer(api: HfApi, namespace: str | None) -> str:
 
 
 def read_state(api: HfApi, name: str) -> RemoteState:
-    """What the Hub has under `name` now."""
+    """Return what the Hub has under `name` now."""
     try:
         info = api.model_info(name)
     except GatedRepoError:  # there is one, which this account may not see
@@ -107,10 +109,17 @@ def find_changes(
     private: bool = False,
     overwrite: bool = False,
 ) -> Changes:
-    """What turns the repository into one that holds `files`, beside what others have put there.
+    """Return what turns the repository into one that holds `files`, beside what others have put there.
 
-    files: path in the repository -> a file, or its content.
-    Raises RepositoryError if a repository that should be private is not, or someone has changed files of the model.
+    Args:
+        api: The client.
+        state: What the Hub has now.
+        files: Path in the repository -> a file, or its content.
+        private: Whether the repository should be private.
+        overwrite: Replace what others have changed.
+
+    Raises:
+        RepositoryError: If a repository that should be private is not, or someone has changed files of the model.
     """
     if state.head is None:
         return Changes(files, [], [], _size(files))
@@ -142,6 +151,7 @@ def commit(api: HfApi, state: RemoteState, changes: Changes, what: str, *, priva
     """
     if state.head is None:
         api.create_repo(state.name, private=private, exist_ok=True)
+    operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationDelete(path) for path in changes.delete]
     operations += [CommitOperationAdd(path, file) for path, file in changes.add.items()]
     info = api.create_commit(
@@ -180,7 +190,7 @@ def _ours(api: HfApi, state: RemoteState, paths: Set[str]) -> set[str]:
     return ours
 
 
-def _files(api: HfApi, name: str, revision: str) -> dict[str, RemoteFile]:
+def _files(api: HfApi, name: str, revision: str | None) -> dict[str, RemoteFile]:
     entries = api.list_repo_tree(name, revision=revision, recursive=True)
     return {
         entry.path: RemoteFile(entry.blob_id, entry.lfs.sha256 if entry.lfs else None, entry.size)

@@ -23,7 +23,7 @@ from offseg_hf.data.label_sets import LABEL_SETS
 from offseg_hf.hub.cards import TASK, front_matter, render_card
 from offseg_hf.hub.repository import CARD
 from offseg_hf.utils.files import file_digests
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import draw_plots, training_plots
 from offseg_hf.zoo.registration import register
 
@@ -57,10 +57,14 @@ class Training:
 
 
 def training_card_files(folder: str | Path, repository: str) -> dict[str, str | bytes]:
-    """Path in the repository -> content, of all that says on the Hub how the model in `folder` was made.
+    """Return, by path in the repository, all that says on the Hub how the model in `folder` was made.
 
-    folder: a checkpoint of a training, or the folder of any model of this package or of transformers.
-    Raises ValueError for a folder without a model, or with a file beside it that is damaged.
+    Args:
+        folder: A checkpoint of a training, or the folder of any model of this package or of transformers.
+        repository: The repository's name, as user/name.
+
+    Raises:
+        ValueError: For a folder without a model, or with a file beside it that is damaged.
     """
     folder = Path(folder)
     register()
@@ -68,7 +72,7 @@ def training_card_files(folder: str | Path, repository: str) -> dict[str, str | 
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder}: expected the folder of a model, got none that can be read: {reason(error)}"
+            f"{folder}: expected the folder of a model, got none that can be read: {one_line(error)}"
         ) from error
     training = read_training(folder)
     files: dict[str, str | bytes] = {}
@@ -79,7 +83,11 @@ def training_card_files(folder: str | Path, repository: str) -> dict[str, str | 
 
 
 def read_training(folder: Path) -> Training:
-    """What lies in and beside the checkpoint `folder`; raises ValueError for a file that is not what it should be."""
+    """Return what lies in and beside the checkpoint `folder`.
+
+    Raises:
+        ValueError: For a file that is not what it should be.
+    """
     run = folder.resolve().parent
     recipe_text = _read(run / RECIPE_FILE, shareable)
     recipe = _read(run / RECIPE_FILE, lambda text: yaml.load(shareable(text), yaml.BaseLoader)) or {}
@@ -103,7 +111,7 @@ def read_training(folder: Path) -> Training:
 
 
 def shareable(recipe: str) -> str:
-    """A recipe in YAML without what is private in it: of paths that say where they lie on a machine, the last part."""
+    """Return a recipe in YAML without what is private in it: of a machine's paths, the last part only."""
     root = yaml.compose(recipe, yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError("expected keys and values")
@@ -127,14 +135,14 @@ def _without_place(text: str) -> str:
 
 
 def _read(path: Path, parse: Any) -> Any:
-    """What `parse` makes of a file; None without one."""
+    """Return what `parse` makes of a file; None without one."""
     if not path.is_file():
         return None
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{path}: expected what a training writes, got a file that is none: {reason(error)}"
+            f"{path}: expected what a training writes, got a file that is none: {one_line(error)}"
         ) from error
 
 
@@ -144,7 +152,7 @@ def _lines(text: str) -> list[dict[str, float]]:
 
 
 def _iteration(state: Path) -> int | None:
-    """The iteration that a checkpoint is of; of the weights in it nothing is read."""
+    """Return the iteration that a checkpoint is of; of the weights in it nothing is read."""
     if not state.is_file():
         return None
     try:
@@ -154,7 +162,7 @@ def _iteration(state: Path) -> int | None:
 
 
 def _evaluation(folder: Path) -> tuple[dict[str, float], str]:
-    """The scores that `offseg evaluate` found for this model, and of what, if its report lies in or beside it."""
+    """Return the scores that `offseg evaluate` found for this model, and of what, if its report lies there."""
     for path in (folder / "evaluation.json", folder.resolve().parent / "evaluation.json"):
         report = _read(path, json.loads)
         if report is None or (path.parent != folder and Path(report["model"]["name"]).resolve() != folder.resolve()):
@@ -180,7 +188,8 @@ def _curves(log: list[dict[str, float]]) -> bytes | None:
 
 def _card(folder: Path, repository: str, config: PreTrainedConfig, training: Training, curves: str | None) -> str:
     name = repository.rpartition("/")[2]
-    classes = [config.id2label[index] for index in range(config.num_labels)]
+    id2label: Any = config.id2label
+    classes = [id2label[index] for index in range(len(id2label))]
     model, data = (training.recipe.get(section, {}) for section in ("model", "data"))
     data_id = _hub_id(data.get("source"), folder)
     data_title = _data_title(classes, data.get("source"), folder)
@@ -233,7 +242,7 @@ def _training_note(training: Training, data_id: str | None, data_title: str, bas
 
 
 def _start(model: dict[str, Any]) -> str | None:
-    """What the weights began from: a name on the Hub, a file or a folder; None for random ones."""
+    """Return what the weights began from: a name on the Hub, a file or a folder; None for random ones."""
     return next((model[key] for key in ("checkpoint", "pretrained") if model.get(key, "null") != "null"), None)
 
 

@@ -7,7 +7,7 @@
         print(outcome)
 
 Of `photos/beach/sun.jpg` come, in `out/beach/`:
-- `sun_labels.png`, as large as the upright photo: pixel values are class ids, shown in the colours of the classes
+- `sun_labels.png`, as large as the upright photo: pixel values are class ids, shown in the colors of the classes
   (a paletted PNG: `numpy.asarray(PIL.Image.open(path))` gives the ids);
 - `sun_overlay.png`, the photo under its label map, with a legend;
 - `sun_classes.json`: file, width, height, and of each class present its id, name, number of pixels and share.
@@ -27,12 +27,15 @@ from PIL import Image
 
 from offseg_hf.data.reading import to_rgb
 from offseg_hf.inference.segmenter import Segmenter
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import class_shares, draw_overlay, label_image
 
 
 # What counts as a photo in folders and patterns. Pillow's own list has .pdf and .mpg in it.
-PHOTO_EXTENSIONS = tuple(".jpg .jpeg .jfif .png .webp .avif .tif .tiff .bmp .gif .jp2 .ppm .pgm .pbm .tga".split())
+PHOTO_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff"),
+    *(".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".pbm", ".tga"),
+)
 OUTPUT_SUFFIXES = ("_labels.png", "_overlay.png", "_classes.json")
 
 
@@ -45,6 +48,7 @@ class Job:
 
     @property
     def outputs(self) -> list[Path]:
+        """Return the paths of what is written."""
         return [self.name.with_name(self.name.name + suffix) for suffix in OUTPUT_SUFFIXES]
 
 
@@ -61,15 +65,17 @@ class Outcome:
 
 
 def plan(inputs: Iterable[str | Path], output: Path, overwrite: bool = False) -> tuple[list[Job], list[Outcome]]:
-    """The photos that `inputs` name and that are to be segmented, and the outcomes that are certain before.
-
-    inputs: files, folders (searched with their subfolders, which the outputs mirror) and glob patterns, `**` included.
-        Folders and patterns yield the files with one of `PHOTO_EXTENSIONS`; a file named outright is always tried.
-    output: the folder of the outputs. What `segment` wrote there is not taken for a photo.
-    overwrite: photos with an existing output are otherwise kept as they are.
+    """Return the photos that `inputs` name and that are to be segmented, and the outcomes that are certain before.
 
     An input that yields nothing becomes a failed outcome. A photo named twice is segmented once; photos that would
     share their outputs get longer names: `cat.jpg` and `cat.png`, then `a/cat.jpg` and `b/cat.jpg`.
+
+    Args:
+        inputs: Files, folders (searched with their subfolders, which the outputs mirror) and glob patterns, `**`
+            included. Folders and patterns yield the files with one of `PHOTO_EXTENSIONS`; a file named outright is
+            always tried.
+        output: The folder of the outputs. What `segment` wrote there is not taken for a photo.
+        overwrite: Photos with an existing output are otherwise kept as they are.
     """
     photos: dict[Path, Path] = {}  # resolved path -> path below the input that named it
     shown: dict[Path, Path] = {}  # resolved path -> path as the user would write it
@@ -97,7 +103,7 @@ def plan(inputs: Iterable[str | Path], output: Path, overwrite: bool = False) ->
 
 
 def _find(text: str, output: Path) -> list[tuple[Path, Path]] | str:
-    """Photos as (path, path below the folder searched), or why there are none."""
+    """Return the photos as (path, path below the folder searched), or why there are none."""
     path = Path(text)
     if path.is_dir():
         found = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if _is_photo(file, output)]
@@ -119,7 +125,7 @@ def _is_photo(path: Path, output: Path) -> bool:
 
 
 def _unique_names(photos: dict[Path, Path]) -> dict[Path, Path]:
-    """Per photo the shortest name that no other one has: without extension, with it, with more and more parents."""
+    """Return per photo the shortest name that no other has: without extension, with it, with more and more parents."""
     level = dict.fromkeys(photos, 0)
 
     def name(path: Path) -> Path:
@@ -146,19 +152,31 @@ def _unique_names(photos: dict[Path, Path]) -> dict[Path, Path]:
 def segment(jobs: Sequence[Job], segmenter: Segmenter, opacity: float = 0.6) -> Iterator[Outcome]:
     """Segment the photos one by one; a photo that cannot be read or written is reported, and the others are done.
 
-    opacity: of the overlay, in 0..1. The outputs of a photo appear together and whole, or not at all.
+    The outputs of a photo appear together and whole, or not at all.
+
+    Args:
+        jobs: The photos, as `plan` returns them.
+        segmenter: The model.
+        opacity: Opacity of the overlay, in 0..1.
+
+    Yields:
+        What became of each photo.
     """
     for job in jobs:
         try:
             _segment_file(job, segmenter, opacity)
         except Exception as error:  # of the disk, and of a model that cannot take photos of every size
-            yield Outcome(str(job.source), "failed", reason(error))
+            yield Outcome(str(job.source), "failed", one_line(error))
         else:
             yield Outcome(str(job.source), "written", str(job.outputs[0]))
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder, if need be, and try whether files can be written in it; raises OSError that says why not."""
+    """Make the folder, if need be, and try whether files can be written in it.
+
+    Raises:
+        OSError: That says why not.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -169,13 +187,17 @@ def make_folder(path: Path) -> None:
 
 
 def read_photo(path: Path) -> Image.Image:
-    """The photo in `path` as upright RGB, as the image processor sees it; raises ValueError if it is not an image."""
+    """Return the photo in `path` as upright RGB, as the image processor sees it.
+
+    Raises:
+        ValueError: If it is not an image.
+    """
     try:
         with Image.open(path) as image:
             image.load()  # to_rgb leaves what is RGB as it is, to be read when the file is closed
             return to_rgb(image)
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
-        raise ValueError(f"cannot be read as an image: {reason(error)}") from error
+        raise ValueError(f"cannot be read as an image: {one_line(error)}") from error
 
 
 def _segment_file(job: Job, segmenter: Segmenter, opacity: float) -> None:
@@ -198,5 +220,5 @@ def _segment_file(job: Job, segmenter: Segmenter, opacity: float) -> None:
         label_image(label_map, palette).save(whole[0])
         draw_overlay(photo, label_map, names, palette, opacity).save(whole[1])
         whole[2].write_text(json.dumps(shares, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file, target in zip(whole, job.outputs):
+        for file, target in zip(whole, job.outputs, strict=True):
             os.replace(file, target)

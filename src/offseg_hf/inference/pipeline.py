@@ -15,7 +15,10 @@ class OffSegImageSegmentationPipeline(ImageSegmentationPipeline):
     in. With any other it is the stock pipeline.
     """
 
-    def preprocess(self, image: Any, subtask: str | None = None, timeout: float | None = None) -> BatchFeature:
+    def preprocess(  # type: ignore[override] # as the stock pipeline's
+        self, image: Any, subtask: str | None = None, timeout: float | None = None
+    ) -> BatchFeature:
+        """Return the model's inputs, and the size of the image."""
         processor = self.image_processor
         if not isinstance(processor, OffSegImageProcessor):
             return super().preprocess(image, subtask=subtask, timeout=timeout)

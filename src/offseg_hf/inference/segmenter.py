@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
@@ -19,7 +21,7 @@ from transformers import (
 
 from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.reading import to_rgb
-from offseg_hf.utils.hub_errors import reason
+from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import palette_for
 from offseg_hf.zoo.registration import auto_model_class, register
 
@@ -27,8 +29,13 @@ from offseg_hf.zoo.registration import auto_model_class, register
 class Segmenter:
     """A semantic segmentation model with its image processor, from a folder or the Hub: RGB photo in, label map out.
 
-    device: as torch names it; by default a CUDA GPU where there is one, else the CPU.
-    Raises ValueError if there is no such device, or no complete segmentation model at `model`.
+    Args:
+        model: A folder, or a repository on the Hub.
+        device: As torch names it; by default a CUDA GPU where there is one, else the CPU.
+        dtype: Precision of the model.
+
+    Raises:
+        ValueError: If there is no such device, or no complete segmentation model at `model`.
     """
 
     def __init__(self, model: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32):
@@ -40,7 +47,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(self, photo: Image.Image) -> np.ndarray:
-        """The label map (height, width) of a photo, of its size when it is seen upright."""
+        """Return the label map (height, width) of a photo, of its size when it is seen upright."""
         photo = to_rgb(photo)
         inputs = self.processor(images=photo, return_tensors="pt").to(self.device, self.model.dtype)
         outputs = self.model(**inputs)
@@ -67,17 +74,17 @@ def require_segmentation_model(
     processor makes a label map of its outputs.
 
     Args:
-        name: of the model, for the errors.
-        config: of the model, which need not be built.
-        processor: its image processor, where that is to be checked too.
-        every_size: whether images of several sizes are to be looked at, and the scores of all classes averaged, as
+        name: Name of the model, for the errors.
+        config: Configuration of the model, which need not be built.
+        processor: Its image processor, where that is to be checked too.
+        every_size: Whether images of several sizes are to be looked at, and the scores of all classes averaged, as
             test-time augmentation does.
-        training: whether the model is to learn: from label maps, or from masks and their classes.
+        training: Whether the model is to learn: from label maps, or from masks and their classes.
     """
     register()
     is_universal = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     kind = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING if is_universal else MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-    model_class = kind.get(type(config), None)
+    model_class: Any = kind.get(type(config), None)
     if model_class is None:
         got = " or ".join(config.architectures or [f"a {config.model_type or type(config).__name__}"])
         raise UnsupportedModelError(f"{name}: expected a model for semantic or universal segmentation, got {got}")
@@ -124,6 +131,7 @@ def _load(name: str, dtype: torch.dtype):
     register()
     try:
         own = {"trust_remote_code": False}  # nor is there a question whether to run the code of others
+        _check_model_type(name)
         config = AutoConfig.from_pretrained(name, **own)
         require_segmentation_model(name, config)
         processor = AutoImageProcessor.from_pretrained(name, **own)
@@ -133,7 +141,7 @@ def _load(name: str, dtype: torch.dtype):
     except UnsupportedModelError:
         raise
     except Exception as error:  # of transformers, huggingface_hub, safetensors and json, with no base in common
-        raise ValueError(f"cannot load a segmentation model from {name!r}: {reason(error)}") from error
+        raise ValueError(f"cannot load a segmentation model from {name!r}: {one_line(error)}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         raise ValueError(f"{name!r} lacks {len(wrong)} tensors of the model, or has other shapes: first {wrong[0]}")
@@ -141,7 +149,7 @@ def _load(name: str, dtype: torch.dtype):
 
 
 def _check_model_name(name: str) -> None:
-    """Says what is wrong with `name` in terms of folders, where transformers would go on and ask the Hub."""
+    """Say what is wrong with `name` in terms of folders, where transformers would go on and ask the Hub."""
     if Path(name).exists():
         if not Path(name, "config.json").is_file():
             raise ValueError(f"{name} is not the folder of a model: it has no config.json")
@@ -151,7 +159,19 @@ def _check_model_name(name: str) -> None:
     except HFValidationError:
         raise ValueError(f"no model at {name}: no such folder, and not the name of one on the Hub") from None
     except Exception as error:  # of the client and of the network below it
-        raise ValueError(f"no model at {name}: no such folder, and {reason(error)}") from None
+        raise ValueError(f"no model at {name}: no such folder, and the Hub gives none") from error
+
+
+def _check_model_type(name: str) -> None:
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    kind = settings.get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        own_code = " and brings code of its own, which the commands do not run" if "auto_map" in settings else ""
+        raise UnsupportedModelError(
+            f"{name}: nothing installed here knows its model type, {kind}{own_code}. If it is a newer one of this "
+            "package or of transformers: `pip install -U offseg-hf transformers`; if you trust its code: load it in "
+            "Python, with trust_remote_code=True"
+        )
 
 
 def _device(name: str | None) -> torch.device:
@@ -160,4 +180,4 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        raise ValueError(f"cannot use the device {name!r}: {reason(error)}") from error
+        raise ValueError(f"cannot use the device {name!r}: {one_line(error)}") from error

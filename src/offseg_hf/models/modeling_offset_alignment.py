@@ -3,6 +3,9 @@
 Paper: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better Spatial and Class Feature Alignment"
 (ICCV 2025, https://arxiv.org/abs/2508.08811). The models are transformers' own; here only the product of mask and
 pixel embeddings is replaced, wherever they form it: one alignment serves all their layers.
+
+So any trained model of theirs can be adapted, and keeps its image processor. The paper's Mask2Former, with official
+weights and mmseg's test protocol, is a model of its own: `OffsetMask2FormerForUniversalSegmentation`.
 """
 
 from copy import deepcopy

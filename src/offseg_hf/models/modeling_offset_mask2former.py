@@ -5,6 +5,9 @@ Papers: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better
 (https://arxiv.org/abs/2112.01527). Source: HVision-NKU/OffSeg @ 1414f6d,
 mmseg/models/decode_heads/mask2former_head_offset_learning.py. The encoder, the pixel decoder, the transformer decoder
 and the loss are those of transformers, which compute what the official ones do; the prediction of masks is ours.
+
+This is the paper's model, with the official weights and mmseg's test protocol. To adapt a trained Mask2Former of one's
+own, `apply_offset_learning` makes an `OffsetAlignmentForUniversalSegmentation`, which is transformers' in all else.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from offseg_hf.training.interruption import ignore_signals
 from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.values import named_settings
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.utils.texts import one_line
 
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from offseg_hf.hub.training_card import STATE_FILE
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.state import Progress
 from offseg_hf.utils.files import finish_replacing, replacing
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.utils.texts import one_line
 from offseg_hf.utils.yaml_files import flat
 
 

@@ -7,7 +7,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
 from offseg_hf.hub.push import push_model, writable_name
-from offseg_hf.utils.hub_errors import is_temporary, reason
+from offseg_hf.utils.hub_errors import explain, is_temporary
+from offseg_hf.utils.texts import one_line
 
 
 class PublicationError(OSError):
@@ -38,7 +39,7 @@ class Publication:
             if not is_temporary(error):
                 raise
             self.repository = repository
-            self._say(f"{repository} is out of reach: {reason(error)}; the training begins nevertheless")
+            self._say(f"{repository} is out of reach: {_why(error)}; the training begins nevertheless")
 
     def push(self) -> None:
         """Send the best model with its card, as of now; tell a failure."""
@@ -47,7 +48,7 @@ class Publication:
             upload = push_model(self.folder, self.repository, private=self.private)
         except Exception as error:  # nothing that goes wrong here is worth a training
             self._failure = error
-            self._say(f"not uploaded: {reason(error)}; the training goes on, and will try again")
+            self._say(f"not uploaded: {_why(error)}; the training goes on, and will try again")
             return
         self.is_behind, self._failure = False, None
         if not upload.changes.is_empty:
@@ -59,5 +60,9 @@ class Publication:
         if self._failure is not None:
             raise PublicationError(
                 f"the training is done and {self.folder} holds its best model, but it is not on the Hub: "
-                f"{reason(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
+                f"{_why(self._failure)}. `offseg push {self.folder} {self.repository}` sends it"
             ) from None
+
+
+def _why(error: Exception) -> str:
+    return explain(error) or one_line(error)

@@ -45,7 +45,7 @@ from offseg_hf.training.optimization import build_optimizer
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.state import INITIALIZATION, Progress, WeightAverage, seed_generators
 from offseg_hf.training.values import named_settings
-from offseg_hf.utils.hub_errors import one_line
+from offseg_hf.utils.texts import one_line
 
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")  # wh
 
 @contextmanager
 def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder on the file system of `path`, which becomes `path` when the block ends without an exception.
+    """Yield a temporary folder on the file system of `path`, which becomes `path` when the block ends without error.
 
     An existing folder with something in it is kept (FileExistsError); with `overwrite` it is replaced at the end, if
     it is a model's. Raises OSError if nothing can be written there. A failure leaves nothing behind.
@@ -87,7 +87,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` if the block ends without an exception."""
+    """Yield a path to write to, which becomes `path` if the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -128,13 +128,13 @@ def finish_replacing(folder: Path) -> None:
 
 
 def _names(folder: Path) -> tuple[Path, Path, Path]:
-    """A replacement that is being written, one that is complete, and what was there before."""
+    """Return a replacement that is being written, one that is complete, and what was there before."""
     partial, new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "new", "old"))
     return partial, new, old
 
 
 def _flush(path: Path) -> None:
-    """Until it is on the disk, what was written does not survive a failure of the machine."""
+    """Wait until what was written is on the disk, where it survives a failure of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

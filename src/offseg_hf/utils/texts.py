@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 
 
+LISTED_LINES = 12
+
+
 def expand(path: str | os.PathLike) -> Path:
     """Return a path with `~` as the home folder, which shells leave as it is in `key=~/data`."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError for a user that does not exist
@@ -24,6 +27,13 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else _escape(character) for character in text)
 
 
+def one_line(error: BaseException) -> str:
+    """Return all that an error says, in one line; the beginning of a list without end, its type if it says nothing."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:LISTED_LINES]) or type(error).__name__
+    return text if len(lines) <= LISTED_LINES else f"{text} ... and {len(lines) - LISTED_LINES} lines more"
+
+
 def _escape(character: str) -> str:
     byte = ord(character) - 0xDC00  # as Python keeps a byte of a name that is no UTF-8
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()
@@ -33,7 +43,8 @@ def read_text(path: Path, errors: str = "strict") -> str:
     """Return the text in a file: UTF-8, with or without a byte order mark, or UTF-16 with one.
 
     Args:
-        errors: what becomes of bytes that are neither, as for `bytes.decode`; "surrogateescape" makes of them what the
+        path: The file.
+        errors: What becomes of bytes that are neither, as for `bytes.decode`; "surrogateescape" makes of them what the
             operating system makes of such names of files.
     """
     raw = path.read_bytes()

@@ -35,7 +35,7 @@ def register() -> None:
 
     for family in FAMILIES.values():
         _register_model(family.config, family.auto_class, family.model)
-        processor_class = load_class(family.image_processor)
+        processor_class: Any = load_class(family.image_processor)
         backends = {"torchvision": processor_class, "pil": processor_class}  # one class, whichever is installed
         AutoImageProcessor.register(load_class(family.config), image_processor_classes=backends, exist_ok=True)
         processor_class.register_for_auto_class()
@@ -61,7 +61,8 @@ def _register_model(config: str, auto_class: str, model: str) -> None:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    config_class, model_class = load_class(config), load_class(model)
+    config_class: Any = load_class(config)
+    model_class: Any = load_class(model)
     transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
     if auto_class == "AutoModelForUniversalSegmentation":  # where pipelines look for models that predict masks
