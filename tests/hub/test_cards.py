@@ -94,7 +94,7 @@ def test_official_card_is_valid(name):
         "Training",
         "Conversion",
         "Intended use and limits",
-        "Licence",
+        "License",
         "Citation",
     ]
     assert f"{preset.num_parameters:,} parameters" in card.text
@@ -343,7 +343,7 @@ def test_names_on_the_hub_are_linked(run, tmp_path):
 
 def test_a_model_without_a_training(tmp_path):
     (text,) = training_card_files(save_small_model(tmp_path / "model"), "tester/a").values()
-    assert sections(text) == ["Use it", "Training", "Intended use and limits", "Licence", "Citation"]
+    assert sections(text) == ["Use it", "Training", "Intended use and limits", "License", "Citation"]
     assert "no recipe lay beside the model" in text and len(code_blocks(text)) == 3
     assert ModelCard(text).data.eval_results is None
 
