@@ -50,6 +50,11 @@ lint: $(VENV)/installed  ## Check style, format, types, what imports what, and t
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry src
 
+.PHONY: docs
+docs: $(VENV)/docs-installed  ## Build the site of docs/ into build/site; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 .PHONY: benchmark
 benchmark: $(VENV)/installed  ## Time OffSeg beside the official arithmetic and SegFormer
 	$(BIN)/python scripts/benchmark/speed.py
@@ -59,6 +64,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing offseg-hf and the tested versions of its dependencies into $(VENV) (once, some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@touch $@
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 $(OLDEST)/installed: pyproject.toml constraints-oldest.txt

@@ -1,4 +1,4 @@
-"""What offset learning costs in models of others: parameters and GMACs before and after, as a table for the README.
+"""The table of docs/your-model.md: what offset learning costs in models of others, in parameters and GMACs.
 
     python scripts/offset_learning_table.py
 

@@ -1,6 +1,6 @@
 """OffSeg beside the arithmetic of the official code (tests/oracle.py) and beside SegFormer, on the CPU.
 
-    python scripts/benchmark/speed.py                      # everything, as a table for the README; about 20 minutes
+    python scripts/benchmark/speed.py                  # everything, as the table of docs/speed.md; about 20 minutes
     python scripts/benchmark/speed.py --only offseg-t-512 --no-compile --repeats 5
 
 Times are medians of interleaved runs in one process per case, float32; memory is the growth of the resident set, in a

@@ -94,7 +94,7 @@ def test_official_card_is_valid(name):
         "Training",
         "Conversion",
         "Intended use and limits",
-        "Licence",
+        "License",
         "Citation",
     ]
     assert f"{preset.num_parameters:,} parameters" in card.text
@@ -216,17 +216,17 @@ def step_by_step(document: str) -> str:
     return block
 
 
-# Each code that there is runs with all eight: the README's, that of semantic models and that of Mask2Former. Of the
+# Each code that there is runs with all eight: that of docs/photos.md, of semantic models and of Mask2Former. Of the
 # other cards, which differ in the name alone, with one that lies and one that is mirrored and stands.
-EVERY = ("README", "segformer-b0-offset-ade", "mask2former-swin-t-offset-ade")
+EVERY = ("photos.md", "segformer-b0-offset-ade", "mask2former-swin-t-offset-ade")
 ORIENTATIONS = dict.fromkeys(MODELS, (3, 7)) | dict.fromkeys(EVERY, range(1, 9))
 
 
 @pytest.mark.parametrize("document", ORIENTATIONS)
 def test_steps_are_the_pipeline_for_every_orientation(tmp_path, monkeypatch, document):
     """The code as it is written, run on photos whose pixels are stored in each of the eight ways."""
-    if document == "README":
-        name, text = "offseg-t-ade", (Path(__file__).parents[2] / "README.md").read_text()
+    if document == "photos.md":
+        name, text = "offseg-t-ade", (Path(__file__).parents[2] / "docs" / document).read_text()
         save_small_model(tmp_path / "model", "segformer")  # of all, the one that is loaded and run the fastest
     else:
         name, text = document, official_card_files(get_preset(document), document)["README.md"]
@@ -348,7 +348,7 @@ def test_names_on_the_hub_are_linked(run, tmp_path):
 
 def test_a_model_without_a_training(tmp_path):
     (text,) = training_card_files(save_small_model(tmp_path / "model"), "tester/a").values()
-    assert sections(text) == ["Use it", "Training", "Intended use and limits", "Licence", "Citation"]
+    assert sections(text) == ["Use it", "Training", "Intended use and limits", "License", "Citation"]
     assert "no recipe lay beside the model" in text and len(code_blocks(text)) == 3
     assert ModelCard(text).data.eval_results is None
 
