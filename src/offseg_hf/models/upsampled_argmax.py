@@ -38,6 +38,15 @@ def upsampled(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[None].contiguous(), size=size, mode="bilinear", align_corners=False)[0]
 
 
+def upsampled_rows(scores: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Return the rows from `top` to `bottom` (exclusive) of `upsampled(scores, size)`, to rounding."""
+    rows = _Axis.of(scores.shape[1], size[0], scores.device)
+    low, weights = rows.low[top:bottom], (rows.low_weight[top:bottom, None], rows.high_weight[top:bottom, None])
+    first, last = int(low[0]), min(int(low[-1]) + 2, scores.shape[1])
+    wide = F.interpolate(scores[:, first:last].float().contiguous(), size=size[1], mode="linear")
+    return _between_rows(wide, low - first, *weights)
+
+
 def upsampled_argmax(scores: Tensor, size: tuple[int, int], band_values: int = BAND_VALUES) -> Tensor:
     """Return `F.interpolate(scores, size, mode="bilinear").argmax(0)`, but for ties to rounding.
 
@@ -89,7 +98,9 @@ def upsampled_argmax_of_rows(
             continue
         band = read_rows(top, min(bottom + 1, height)).float()
         target = label_map[band_rows.first : band_rows.first + len(band_rows.low)]
-        if has_cells and _few_can_win(band):
+        if size == (height, width):
+            target.copy_(band[:, : len(target)].max(dim=0).indices)
+        elif has_cells and _few_can_win(band):
             _fill_by_cells(band, band_rows, columns, target)
         else:
             _fill_whole(band, band_rows, columns, target)
@@ -231,13 +242,19 @@ def _fill_whole(band: Tensor, rows: _Axis, columns: _Axis, label_map: Tensor) ->
     classes, height, _ = band.shape
     width = len(columns.low)
     step = max(1, CACHED_VALUES // (classes * width))
-    first = last = -1  # rows that are there along the columns
+    first, last = 0, 0  # rows of the band that are in `wide`
     for start in range(0, len(rows.low), step):
-        low = rows.low[start : start + step]
-        high = (low + 1).clamp(max=height - 1)
-        if int(high[-1]) >= last:
-            first, last = int(low[0]), min(max(int(low[0]) + max(2, 4 * step), int(high[-1]) + 1), height)
+        part = slice(start, start + step)
+        low = rows.low[part]
+        if min(int(low[-1]) + 2, height) > last:
+            first = int(low[0])
+            last = min(max(first + 4 * step, int(low[-1]) + 2), height)
             wide = F.interpolate(band[:, first:last].contiguous(), size=width, mode="linear")
-        scores = wide[:, low - first].mul_(rows.low_weight[start : start + step, None])
-        scores.addcmul_(wide[:, high - first], rows.high_weight[start : start + step, None])
-        label_map[start : start + step] = scores.max(dim=0).indices
+        scores = _between_rows(wide, low - first, rows.low_weight[part, None], rows.high_weight[part, None])
+        label_map[part] = scores.max(dim=0).indices
+
+
+def _between_rows(scores: Tensor, low: Tensor, low_weight: Tensor, high_weight: Tensor) -> Tensor:
+    """Return the weighted sums of the rows `low` of scores (classes, height, width) and the rows below them."""
+    high = (low + 1).clamp(max=scores.shape[1] - 1)
+    return scores[:, low].mul_(low_weight).addcmul_(scores[:, high], high_weight)
