@@ -4,46 +4,76 @@ What a model averages into scores of all classes at every pixel (`sliding_window
 and only the label map is kept. The network is any function of crops: a model, or what was exported of it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from offseg_hf.models.modeling_utils import window_logits
 from offseg_hf.models.upsampled_argmax import upsampled_argmax_of_rows, upsampled_rows
 
 
-Box = tuple[int, int, int, int]  # top, left, bottom, right, in pixels of the resized image
-
-
-@dataclass(frozen=True)
-class AveragedWindows:
-    """The scores of an image, averaged over the windows that see a pixel; computed as they are asked for.
+def label_maps_of_windows(
+    network: Callable[[Tensor], Tensor],
+    pixel_values: Tensor,
+    windows: Tensor,
+    image_sizes: Tensor,
+    target_sizes: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """Segment images through their windows, as [`OffSegImageProcessor`] prepares them.
 
     Args:
-        logits: what the network gives for every window, (windows, classes, any height, any width).
-        boxes: where the windows lie.
-        size: (height, width) of the image; every pixel of it is under a window.
+        network: takes crops (n, channels, height, width), gives logits (n, classes, any height, any width).
+        pixel_values: (batch, channels, height, width).
+        windows: integers (batch, num_windows, 4).
+        image_sizes: integers (batch, 2), height and width of every image without its padding.
+        target_sizes: (height, width) of every label map.
+
+    Returns:
+        The class of every pixel: an int64 (height, width) per image.
+
+    Raises:
+        ValueError: for windows that are not inside `pixel_values`.
+    """
+    images = [AveragedWindows((height, width)) for height, width in image_sizes.tolist()]
+    for (index, rows, columns), logits in window_logits(network, pixel_values, windows):
+        images[index].add(rows, columns, logits)
+    return [image.label_map(size) for image, size in zip(images, target_sizes, strict=True)]
+
+
+@dataclass
+class AveragedWindows:
+    """The scores of an image, averaged over the windows that see a pixel; computed when they are asked for.
+
+    Args:
+        size: (height, width) of the image. Windows may reach beyond it, at the right and the bottom.
     """
 
-    logits: Tensor
-    boxes: Sequence[Box]
     size: tuple[int, int]
+    windows: list[tuple[slice, slice, Tensor]] = field(default_factory=list)
+
+    def add(self, rows: slice, columns: slice, logits: Tensor) -> None:
+        """Take the logits (classes, any height, any width) of the window at some rows and columns."""
+        self.windows.append((rows, columns, logits.float().contiguous()))
 
     def rows(self, begin: int, end: int) -> Tensor:
         """Return the scores of the rows from `begin` to `end` (exclusive): (classes, end - begin, width), float32."""
-        total = self.logits.new_zeros((self.logits.shape[1], end - begin, self.size[1]), dtype=torch.float32)
-        count = total.new_zeros((end - begin, self.size[1]))
-        for logits, (top, left, bottom, right) in zip(self.logits, self.boxes, strict=True):
-            first, last = max(begin, top), min(end, bottom)
+        width = max(columns.stop for _, columns, _ in self.windows)
+        logits = self.windows[0][2]
+        total = logits.new_zeros((len(logits), end - begin, width))
+        count = logits.new_zeros((end - begin, width))
+        for rows, columns, logits in self.windows:
+            first, last = max(begin, rows.start), min(end, rows.stop)
             if first < last:
-                rows, columns = slice(first - begin, last - begin), slice(left, right)
-                window_size = (bottom - top, right - left)
-                total[:, rows, columns] += upsampled_rows(logits, window_size, first - top, last - top)
-                count[rows, columns] += 1
-        return total.div_(count)
+                size = (rows.stop - rows.start, columns.stop - columns.start)
+                seen = slice(first - begin, last - begin)
+                total[:, seen, columns] += upsampled_rows(logits, size, first - rows.start, last - rows.start)
+                count[seen, columns] += 1
+        if (count != 1).any():
+            total.div_(count.clamp_(min=1))
+        return total[..., : self.size[1]]
 
     def label_map(self, size: tuple[int, int]) -> Tensor:
         """Return the class of every pixel, int64, at another size (height, width), usually that of the photo."""
-        shape = (self.logits.shape[1], *self.size)
-        return upsampled_argmax_of_rows(self.rows, shape, size, self.logits.device)
+        logits = self.windows[0][2]
+        return upsampled_argmax_of_rows(self.rows, (len(logits), *self.size), size, logits.device)

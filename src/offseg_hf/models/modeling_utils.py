@@ -5,7 +5,7 @@ Ours run together in batches of bounded size instead of one by one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from os import PathLike
@@ -204,22 +204,30 @@ def sliding_window_logits(
     Raises ValueError for boxes that are not inside the image.
     """
     batch, _, height, width = pixel_values.shape
-    boxes_by_shape = _group_by_shape(windows, pixel_values)
     dtype = torch.promote_types(pixel_values.dtype, torch.float32)
     canvas = pixel_values.new_zeros((batch, num_labels, height, width), dtype=dtype)
     count = pixel_values.new_zeros((batch, 1, height, width), dtype=dtype)
+    # One window at a time: at full size, logits of many classes outweigh the network's activations.
+    for (index, rows, columns), logits in window_logits(predict, pixel_values, windows):
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        canvas[index, :, rows, columns] += _upsample(logits.to(dtype), size)
+        count[index, :, rows, columns] += 1
+    return canvas.div_(count.clamp_(min=1))
 
-    for shape, boxes in boxes_by_shape.items():
-        batch_size = max(1, MAX_PIXELS_PER_FORWARD // (shape[0] * shape[1]))
+
+def window_logits(
+    predict: Callable[[Tensor], Tensor], pixel_values: Tensor, windows: Tensor
+) -> Iterator[tuple[tuple[int, slice, slice], Tensor]]:
+    """Run `predict` on all windows in batches of bounded size: of each window (image, rows, columns), and its logits.
+
+    Arguments and errors are those of `sliding_window_logits`.
+    """
+    for (height, width), boxes in _group_by_shape(windows, pixel_values).items():
+        batch_size = max(1, MAX_PIXELS_PER_FORWARD // (height * width))
         for start in range(0, len(boxes), batch_size):
             chunk = boxes[start : start + batch_size]
             crops = torch.stack([pixel_values[index][:, rows, columns] for index, rows, columns in chunk])
-            logits = predict(crops)
-            # One window at a time: at full size, logits of many classes outweigh the network's activations.
-            for (index, rows, columns), window_logits in zip(chunk, logits, strict=True):
-                canvas[index, :, rows, columns] += _upsample(window_logits.to(dtype), shape)
-                count[index, :, rows, columns] += 1
-    return canvas.div_(count.clamp_(min=1))
+            yield from zip(chunk, predict(crops), strict=True)
 
 
 def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -41,10 +41,7 @@ def upsampled(scores: Tensor, size: tuple[int, int]) -> Tensor:
 def upsampled_rows(scores: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
     """Return the rows from `top` to `bottom` (exclusive) of `upsampled(scores, size)`, to rounding."""
     rows = _Axis.of(scores.shape[1], size[0], scores.device)
-    low, weights = rows.low[top:bottom], (rows.low_weight[top:bottom, None], rows.high_weight[top:bottom, None])
-    first, last = int(low[0]), min(int(low[-1]) + 2, scores.shape[1])
-    wide = F.interpolate(scores[:, first:last].float().contiguous(), size=size[1], mode="linear")
-    return _between_rows(wide, low - first, *weights)
+    return _upsampled_part(scores, rows, slice(top, bottom), size[1])
 
 
 def upsampled_argmax(scores: Tensor, size: tuple[int, int], band_values: int = BAND_VALUES) -> Tensor:
@@ -239,22 +236,20 @@ def _fill_mixed(
 
 def _fill_whole(band: Tensor, rows: _Axis, columns: _Axis, label_map: Tensor) -> None:
     """Fill `label_map` with the winners among all classes, upsampled some rows at a time."""
-    classes, height, _ = band.shape
     width = len(columns.low)
-    step = max(1, CACHED_VALUES // (classes * width))
-    first, last = 0, 0  # rows of the band that are in `wide`
+    step = max(1, CACHED_VALUES // (len(band) * width))
     for start in range(0, len(rows.low), step):
         part = slice(start, start + step)
-        low = rows.low[part]
-        if min(int(low[-1]) + 2, height) > last:
-            first = int(low[0])
-            last = min(max(first + 4 * step, int(low[-1]) + 2), height)
-            wide = F.interpolate(band[:, first:last].contiguous(), size=width, mode="linear")
-        scores = _between_rows(wide, low - first, rows.low_weight[part, None], rows.high_weight[part, None])
-        label_map[part] = scores.max(dim=0).indices
+        label_map[part] = _upsampled_part(band, rows, part, width).max(dim=0).indices
 
 
-def _between_rows(scores: Tensor, low: Tensor, low_weight: Tensor, high_weight: Tensor) -> Tensor:
-    """Return the weighted sums of the rows `low` of scores (classes, height, width) and the rows below them."""
-    high = (low + 1).clamp(max=scores.shape[1] - 1)
-    return scores[:, low].mul_(low_weight).addcmul_(scores[:, high], high_weight)
+def _upsampled_part(scores: Tensor, rows: _Axis, part: slice, width: int) -> Tensor:
+    """Return some rows of upsampled scores: (classes, any height, any width) -> (classes, rows of `part`, width)."""
+    low = rows.low[part]
+    first, last = int(low[0]), min(int(low[-1]) + 2, scores.shape[1])
+    wide = F.interpolate(scores[:, first:last].float().contiguous(), size=width, mode="linear")
+    # One product in place of four gathers and sums of the large result.
+    weights = wide.new_zeros(len(low), last - first)
+    weights.scatter_(1, (low - first)[:, None], rows.low_weight[part, None])
+    high = (low - first + 1).clamp(max=last - first - 1)
+    return weights.scatter_add_(1, high[:, None], rows.high_weight[part, None]) @ wide
