@@ -3,9 +3,9 @@
     python scripts/benchmark/pipeline.py                  # everything, as a table for the documents; about 10 minutes
     python scripts/benchmark/pipeline.py --only OffSeg-T --only SegFormer-B0 --repeats 3
 
-Times are medians of interleaved runs in one process, float32, 150 classes; memory is what the resident set grows by, in
-a fresh process per number. The photo is a generated street scene unless one is given. The weights are random: times of
-networks do not depend on them; those of label maps and masks depend on how many classes meet, which the table says.
+Times are medians of interleaved runs in one process, float32, 150 classes; memory is how much the resident set
+grows, in a process for each. The photo is a generated street scene unless one is given. The weights are random: times
+of networks do not depend on them; those of label maps and masks depend on how many classes meet, which the table says.
 """
 
 import json

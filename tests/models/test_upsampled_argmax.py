@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from offseg_hf.models import upsampled_argmax as module
-from offseg_hf.models.upsampled_argmax import upsampled_argmax, upsampled_argmax_of_rows
+from offseg_hf.models import image_operations as module
+from offseg_hf.models.image_operations import upsampled_argmax, upsampled_argmax_of_rows
 
 
 SIZES = [

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from offseg_hf.models.image_operations import upsampled_argmax_of_rows, upsampled_rows
 from offseg_hf.models.modeling_utils import window_logits
-from offseg_hf.models.upsampled_argmax import upsampled_argmax_of_rows, upsampled_rows
 
 
 def label_maps_of_windows(

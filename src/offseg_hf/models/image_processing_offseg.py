@@ -35,8 +35,9 @@ from .image_operations import (
     resize_nearest,
     sliding_windows,
     to_list,
+    upsampled,
+    upsampled_argmax,
 )
-from .upsampled_argmax import upsampled, upsampled_argmax
 
 
 logger = logging.get_logger(__name__)

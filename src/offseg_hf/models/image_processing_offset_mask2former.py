@@ -19,12 +19,12 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 from transformers.processing_utils import Unpack
 from transformers.utils import TensorType
 
+from .image_operations import upsampled, upsampled_argmax_of_rows
 from .image_processing_offseg import (
     OffSegImageProcessor,
     OffSegImageProcessorKwargs,
     checked_target_sizes,
 )
-from .upsampled_argmax import upsampled, upsampled_argmax_of_rows
 
 
 MASK_STRIDE = 4  # of the model's masks, in pixels of its input

@@ -27,6 +27,9 @@ from .offset_learning import OffsetAlignment
 # Windows of one shape run together until their pixels exceed this: four of 512 x 512, one of 1024 x 1024.
 MAX_PIXELS_PER_FORWARD = 1024 * 1024
 
+# Upsampled logits that the loss works on at a time: 16 MiB of float32.
+BAND_VALUES = 2**22
+
 
 class OffsetModelMixin:
     """What transformers wants of a model that is not part of it."""
@@ -295,16 +298,76 @@ def check_fusible(model: nn.Module) -> None:
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Sequence[float] | None
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    class_weights: Sequence[float] | None,
+    band_values: int = BAND_VALUES,
 ) -> Tensor:
-    """Cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
+    """Compute the cross-entropy of upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
 
-    class_weights: what the loss of a pixel is multiplied by, for every class. The mean is over pixels, not weights.
+    The logits are upsampled band by band of rows, and once more for the gradient: of all classes at every pixel there
+    is never more than a band.
+
+    Args:
+        logits: (batch, num_labels, any height, any width), upsampled bilinearly to the size of the labels.
+        labels: class ids (batch, height, width).
+        ignore_index: the label of pixels that count as zero.
+        class_weights: what the loss of a pixel is multiplied by, by class; the mean is over pixels nevertheless.
+        band_values: how many upsampled logits are worked on at a time.
     """
-    # In order before they are many: torch does it with the large result, if channels come last, and slowly.
-    logits = F.interpolate(logits.contiguous(), size=labels.shape[-2:], mode="bilinear")
+    labels = labels.long()
     weight = None if class_weights is None else logits.new_tensor(class_weights)
-    return F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="none").mean()
+    # In order before they are many: torch does it with the large result, if channels come last, and slowly.
+    logits = logits.contiguous()
+    height, width = labels.shape[-2:]
+    step = max(1, band_values // (len(logits) * logits.shape[1] * width))
+    if step >= height or torch.compiler.is_compiling():  # a compiler makes bands of its own
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear")
+        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="none").mean()
+    bands = (
+        LossOfRows.apply(logits, labels[:, top : top + step], weight, top, height, ignore_index)
+        for top in range(0, height, step)
+    )
+    return sum(bands) / labels.numel()
+
+
+class LossOfRows(torch.autograd.Function):
+    """`_loss_of_rows`, of which nothing is kept for the gradient: it is computed again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, labels: Tensor, weight: Tensor | None, *place: int) -> Tensor:
+        return _loss_of_rows(logits, labels, weight, *place)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.place = inputs[3:]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, weight = ctx.saved_tensors
+        _, gradient_of = torch.func.vjp(lambda logits: _loss_of_rows(logits, labels, weight, *ctx.place), logits)
+        return gradient_of(gradient)[0], None, None, *(None for _ in ctx.place)
+
+
+def _loss_of_rows(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, top: int, height: int, ignore_index: int
+) -> Tensor:
+    """Sum the loss of some rows of `height`, those of the `labels` (batch, rows, width), which begin at `top`."""
+    old = logits.shape[-2]
+    position = (torch.arange(top, top + labels.shape[1], dtype=torch.float64) + 0.5) * (old / height) - 0.5
+    position = position.clamp(0, old - 1)
+    first, last = int(position[0]), min(int(position[-1]) + 2, old)
+    between = 1 - (position[:, None] - torch.arange(first, last)).abs()  # of bilinear interpolation, where positive
+    with torch.autocast(logits.device.type, enabled=False):  # which would round the positions
+        logits = logits[..., first:last, :].to(torch.promote_types(logits.dtype, torch.float32))
+        rows = F.interpolate(logits, size=(last - first, labels.shape[-1]), mode="bilinear")
+        logits = between.clamp(min=0).to(rows) @ rows
+        weight = weight if weight is None else weight.to(logits)
+        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
 
 
 def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
