@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -37,13 +35,12 @@ from .image_operations import (
     resize_nearest,
     sliding_windows,
     to_list,
+    upsampled,
+    upsampled_argmax,
 )
 
 
 logger = logging.get_logger(__name__)
-
-# Upsampled logits are compared for as many classes at a time as fit into this many values: 64 MiB of float32.
-MAX_UPSAMPLED_LOGITS = 2**24
 
 # Settings that transformers has for all image processors, and that would have no effect here.
 WITHOUT_EFFECT = {
@@ -365,14 +362,14 @@ class OffSegImageProcessor(PilBackend):
                     self._refuse_lying(target_sizes[index], (height, width))
             size = tuple(image_logits.shape[1:]) if target_sizes is None else target_sizes[index]
             if return_segmentation_scores:
-                scores = _upsample(image_logits, size)
+                scores = upsampled(image_logits, size)
                 results.append(
                     SemanticSegmentationPostProcessorOutput(
                         data={"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
                     )
                 )
             else:
-                results.append(_upsampled_argmax(image_logits, size))
+                results.append(upsampled_argmax(image_logits, size))
         return results
 
     def _refuse_padding(self, target_sizes: list[tuple[int, int]], map_size: tuple[int, int]) -> None:
@@ -459,23 +456,3 @@ def _windows(height: int, width: int, window_size: int | None, window_stride: in
 def _pad_windows(windows: list[np.ndarray]) -> list[np.ndarray]:
     most = max(len(boxes) for boxes in windows)
     return [np.pad(boxes, ((0, most - len(boxes)), (0, 0))) for boxes in windows]
-
-
-def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (num_labels, height, width) at another size, in float32."""
-    logits = logits.float()
-    if logits.shape[1:] == size:
-        return logits
-    logits = logits[None].contiguous()  # or torch puts the large result in order, and slowly
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """`_upsample(logits, size).argmax(0)` in bounded memory: a running maximum over chunks of classes."""
-    chunk = max(1, MAX_UPSAMPLED_LOGITS // (size[0] * size[1]))
-    best, label_map = _upsample(logits[:chunk], size).max(dim=0)
-    for start in range(chunk, len(logits), chunk):
-        score, label = _upsample(logits[start : start + chunk], size).max(dim=0)
-        label_map = torch.where(score > best, label + start, label_map)
-        best = torch.maximum(best, score)
-    return label_map

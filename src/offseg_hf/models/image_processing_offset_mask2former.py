@@ -19,8 +19,8 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 from transformers.processing_utils import Unpack
 from transformers.utils import TensorType
 
+from .image_operations import upsampled, upsampled_argmax_of_rows
 from .image_processing_offseg import (
-    MAX_UPSAMPLED_LOGITS,
     OffSegImageProcessor,
     OffSegImageProcessorKwargs,
     checked_target_sizes,
@@ -161,7 +161,7 @@ class OffsetMask2FormerImageProcessor(OffSegImageProcessor):
             class_probs = class_logits.softmax(dim=-1)[:, :-1]  # without the class of what is no object
             mask_probs = _show_image(mask_logits, image_size).sigmoid()
             if return_segmentation_scores:
-                scores = _class_scores(class_probs, mask_probs, size)
+                scores = upsampled(_class_scores(class_probs, mask_probs), size)
                 results.append(
                     SemanticSegmentationPostProcessorOutput(
                         data={"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
@@ -284,29 +284,22 @@ def _show_image(mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask_logits[None], scale_factor=MASK_STRIDE, mode="bilinear")[0, :, :height, :width]
 
 
-def _class_scores(class_probs: Tensor, mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the scores of the classes (num_labels, *size).
+def _class_scores(class_probs: Tensor, mask_probs: Tensor) -> Tensor:
+    """Return the scores of the classes (num_labels, height, width).
 
     Of queries with classes (num_queries, num_labels) and masks (num_queries, height, width).
     """
-    scores = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
-    if scores.shape[1:] == size:
-        return scores
-    return F.interpolate(scores[None], size=size, mode="bilinear")[0]
+    return torch.einsum("qc,qhw->chw", class_probs, mask_probs)
 
 
 def _label_map(class_probs: Tensor, mask_probs: Tensor, size: tuple[int, int]) -> Tensor:
-    """`_class_scores(...).argmax(0)` in bounded memory: a running maximum over chunks of classes."""
-    num_pixels = max(size[0] * size[1], mask_probs[0].numel())
-    chunks = class_probs.split(max(1, MAX_UPSAMPLED_LOGITS // num_pixels), dim=1)
-    best, label_map = _class_scores(chunks[0], mask_probs, size).max(dim=0)
-    start = chunks[0].shape[1]
-    for chunk in chunks[1:]:
-        score, label = _class_scores(chunk, mask_probs, size).max(dim=0)
-        label_map = torch.where(score > best, label + start, label_map)
-        best = torch.maximum(best, score)
-        start += chunk.shape[1]
-    return label_map
+    """Return the argmax of the scores of the classes at another size, of which never all are there at once."""
+    return upsampled_argmax_of_rows(
+        lambda top, bottom: _class_scores(class_probs, mask_probs[:, top:bottom]),
+        (class_probs.shape[1], *mask_probs.shape[1:]),
+        size,
+        mask_probs.device,
+    )
 
 
 def _per_image(

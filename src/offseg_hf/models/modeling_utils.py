@@ -5,7 +5,7 @@ Ours run together in batches of bounded size instead of one by one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from os import PathLike
@@ -27,6 +27,9 @@ from .offset_learning import OffsetAlignment
 
 # Windows of one shape run together until their pixels exceed this: four of 512 x 512, one of 1024 x 1024.
 MAX_PIXELS_PER_FORWARD = 1024 * 1024
+
+# Upsampled logits that the loss works on at a time: 16 MiB of float32.
+BAND_VALUES = 2**22
 
 
 class OffsetModelMixin(AnyBase):
@@ -222,22 +225,33 @@ def sliding_window_logits(
         ValueError: for boxes that are not inside the image.
     """
     batch, _, height, width = pixel_values.shape
-    boxes_by_shape = _group_by_shape(windows, pixel_values)
     dtype = torch.promote_types(pixel_values.dtype, torch.float32)
     canvas = pixel_values.new_zeros((batch, num_labels, height, width), dtype=dtype)
     count = pixel_values.new_zeros((batch, 1, height, width), dtype=dtype)
+    # One window at a time: at full size, logits of many classes outweigh the network's activations.
+    for (index, rows, columns), logits in window_logits(predict, pixel_values, windows, max_pixels):
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        canvas[index, :, rows, columns] += _upsample(logits.to(dtype), size)
+        count[index, :, rows, columns] += 1
+    return canvas.div_(count.clamp_(min=1))
 
-    for shape, boxes in boxes_by_shape.items():
-        batch_size = max(1, max_pixels // (shape[0] * shape[1]))
+
+def window_logits(
+    predict: Callable[[Tensor], Tensor],
+    pixel_values: Tensor,
+    windows: Tensor,
+    max_pixels: int = MAX_PIXELS_PER_FORWARD,
+) -> Iterator[tuple[tuple[int, slice, slice], Tensor]]:
+    """Run `predict` on all windows in batches of bounded size: of each window (image, rows, columns), and its logits.
+
+    Arguments and errors are those of `sliding_window_logits`.
+    """
+    for (height, width), boxes in _group_by_shape(windows, pixel_values).items():
+        batch_size = max(1, max_pixels // (height * width))
         for start in range(0, len(boxes), batch_size):
             chunk = boxes[start : start + batch_size]
             crops = torch.stack([pixel_values[index][:, rows, columns] for index, rows, columns in chunk])
-            logits = predict(crops)
-            # One window at a time: at full size, logits of many classes outweigh the network's activations.
-            for (index, rows, columns), window_logits in zip(chunk, logits, strict=True):
-                canvas[index, :, rows, columns] += _upsample(window_logits.to(dtype), shape)
-                count[index, :, rows, columns] += 1
-    return canvas.div_(count.clamp_(min=1))
+            yield from zip(chunk, predict(crops), strict=True)
 
 
 def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -305,21 +319,79 @@ def check_fusible(model: nn.Module) -> None:
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Sequence[float] | None
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    class_weights: Sequence[float] | None,
+    band_values: int = BAND_VALUES,
 ) -> Tensor:
-    """Return the cross-entropy of the upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
+    """Compute the cross-entropy of upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
+
+    The logits are upsampled band by band of rows, and once more for the gradient: of all classes at every pixel there
+    is never more than a band.
 
     Args:
-        logits: (batch, num_labels, any height, any width).
-        labels: (batch, height, width).
-        ignore_index: Of the pixels that are ignored.
-        class_weights: What the loss of a pixel is multiplied by, for every class. The mean is over pixels, not
-            weights.
+        logits: (batch, num_labels, any height, any width), upsampled bilinearly to the size of the labels.
+        labels: class ids (batch, height, width).
+        ignore_index: the label of pixels that count as zero.
+        class_weights: what the loss of a pixel is multiplied by, by class; the mean is over pixels nevertheless.
+        band_values: how many upsampled logits are worked on at a time.
     """
-    # In order before they are many: torch does it with the large result, if channels come last, and slowly.
-    logits = F.interpolate(logits.contiguous(), size=labels.shape[-2:], mode="bilinear")
+    labels = labels.long()
     weight = None if class_weights is None else logits.new_tensor(class_weights)
-    return F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="none").mean()
+    # In order before they are many: torch does it with the large result, if channels come last, and slowly.
+    logits = logits.contiguous()
+    height, width = labels.shape[-2:]
+    step = max(1, band_values // (len(logits) * logits.shape[1] * width))
+    if step >= height or torch.compiler.is_compiling():  # a compiler makes bands of its own
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear")
+        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="none").mean()
+    bands = (
+        LossOfRows.apply(logits, labels[:, top : top + step], weight, top, height, ignore_index)
+        for top in range(0, height, step)
+    )
+    return sum(bands) / labels.numel()
+
+
+class LossOfRows(torch.autograd.Function):
+    """`_loss_of_rows`, of which nothing is kept for the gradient: it is computed again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, labels: Tensor, weight: Tensor | None, *place: int) -> Tensor:
+        """Return the sum of the loss of some rows."""
+        return _loss_of_rows(logits, labels, weight, *place)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        """Keep what the rows are computed of."""
+        ctx.save_for_backward(*inputs[:3])
+        ctx.place = inputs[3:]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the rows once more, and the gradient of the logits."""
+        logits, labels, weight = ctx.saved_tensors
+        gradient_of = torch.func.vjp(lambda logits: _loss_of_rows(logits, labels, weight, *ctx.place), logits)[1]
+        return gradient_of(gradient)[0], None, None, *(None for _ in ctx.place)
+
+
+def _loss_of_rows(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, top: int, height: int, ignore_index: int
+) -> Tensor:
+    """Sum the loss of some rows of `height`, those of the `labels` (batch, rows, width), which begin at `top`."""
+    old = logits.shape[-2]
+    position = (torch.arange(top, top + labels.shape[1], dtype=torch.float64) + 0.5) * (old / height) - 0.5
+    position = position.clamp(0, old - 1)
+    first, last = int(position[0]), min(int(position[-1]) + 2, old)
+    between = 1 - (position[:, None] - torch.arange(first, last)).abs()  # of bilinear interpolation, where positive
+    with torch.autocast(logits.device.type, enabled=False):  # which would round the positions
+        logits = logits[..., first:last, :].to(torch.promote_types(logits.dtype, torch.float32))
+        rows = F.interpolate(logits, size=(last - first, labels.shape[-1]), mode="bilinear")
+        logits = between.clamp(min=0).to(rows) @ rows
+        weight = weight if weight is None else weight.to(logits)
+        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
 
 
 def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:
