@@ -1,7 +1,9 @@
 """Files to files: which photos are found, what their outputs are called, and what is in them."""
 
+import copy
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,10 @@ from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImagePr
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.label_sets import LABEL_SETS
 from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
-from offseg_hf.inference.files import plan, read_photo, segment
+from offseg_hf.inference.files import ahead, plan, read_photo, segment
 from offseg_hf.inference.segmenter import Segmenter, require_segmentation_model
 from offseg_hf.visualization import class_shares, draw_legend, draw_overlay, label_image, palette_for
+from tests.processes import run_together
 from tests.small_model import save_small_model
 
 
@@ -230,6 +233,104 @@ def test_existing_outputs_are_kept_unless_overwrite(tmp_path, segmenter):
     assert not outcomes
     assert [outcome.status for outcome in segment(jobs, segmenter)] == ["written"]
     assert Image.open(kept).format == "PNG"
+
+
+def label_maps(folder: Path) -> dict[str, np.ndarray]:
+    return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in folder.rglob("*_labels.png")}
+
+
+def test_batches_of_photos_of_many_sizes_give_what_each_gives_alone(tmp_path, segmenter):
+    for seed, size in enumerate([(60, 40), (40, 60), (64, 64), (90, 33), (60, 40)]):
+        save_scene(tmp_path / "in" / f"{seed}.png", seed, size)
+    (tmp_path / "in" / "2b.jpg").write_text("no image")
+    alone, together = (plan([tmp_path / "in"], tmp_path / name)[0] for name in ("alone", "together"))
+    expected = [outcome.status for outcome in segment(alone, segmenter)]
+    assert [outcome.status for outcome in segment(together, segmenter, batch_size=3)] == expected
+    assert expected.count("failed") == 1
+    maps = label_maps(tmp_path / "together")
+    assert len(maps) == 5
+    for name, label_map in label_maps(tmp_path / "alone").items():
+        assert (maps[name] == label_map).mean() > 0.999
+
+
+def test_of_a_batch_that_fails_each_photo_is_tried_alone(tmp_path, segmenter, monkeypatch):
+    for seed in range(3):
+        save_scene(tmp_path / f"{seed}.png", seed)
+    give = segmenter.label_maps
+
+    def fail_together(inputs, sizes):
+        if len(inputs) > 1 or torch.equal(inputs[0]["pixel_values"], second):
+            raise RuntimeError("out of memory")
+        return give(inputs, sizes)
+
+    second = segmenter.prepare(Image.open(tmp_path / "1.png"))["pixel_values"]
+    monkeypatch.setattr(segmenter, "label_maps", fail_together)
+    outcomes = list(segment(plan([tmp_path], tmp_path / "out")[0], segmenter, batch_size=3))
+    assert [outcome.status for outcome in outcomes] == ["written", "failed", "written"]
+    assert outcomes[1].message == "out of memory"
+
+
+def test_many_photos_are_segmented_by_the_fused_model(tmp_path, model_folder):
+    for seed in range(8):
+        save_scene(tmp_path / "in" / f"{seed}.png", seed)
+    segmenter = Segmenter(model_folder, device="cpu")
+    few, many = plan([tmp_path / "in"], tmp_path / "few")[0][:7], plan([tmp_path / "in"], tmp_path / "many")[0]
+    assert {outcome.status for outcome in segment(few, segmenter)} == {"written"}
+    assert segmenter.network is segmenter.model
+    assert {outcome.status for outcome in segment(many, segmenter)} == {"written"}
+    assert segmenter.network.is_fused and not segmenter.model.is_fused
+    maps = label_maps(tmp_path / "many")
+    for name, label_map in label_maps(tmp_path / "few").items():
+        assert (maps[name] == label_map).mean() > 0.999
+
+
+def test_a_model_that_fused_is_another_is_not_fused(tmp_path, model_folder, monkeypatch):
+    segmenter = Segmenter(model_folder, device="cpu")
+    other = copy.deepcopy(segmenter.model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    monkeypatch.setattr(segmenter.model, "fuse", lambda: other)
+    photo = render_scene(0, (60, 40))[0]
+    assert not segmenter.fuse(segmenter.prepare(photo), (40, 60))
+    assert segmenter.network is segmenter.model
+
+
+def test_work_goes_ahead_in_order_and_not_too_far():
+    begun, ended = [], []
+
+    def work(item):
+        time.sleep(0.01 * (item % 3))
+        return 10 * item
+
+    def items():
+        for item in range(12):
+            begun.append(item)
+            assert len(begun) - len(ended) <= 4
+            yield item
+
+    for result in ahead(work, items(), 3):
+        ended += [result]
+    assert ended == [10 * item for item in range(12)]
+    with pytest.raises(ValueError, match="third"):
+        for result in ahead(lambda item: 1 / 0 if item < 0 else item, iter([1, 2, 3]), 1):
+            if result == 3:
+                raise ValueError("third")
+
+
+def test_processes_share_the_photos(tmp_path, model_folder):
+    """Each photo is segmented by one of them, and those that are there already by none."""
+    for seed in range(5):
+        save_scene(tmp_path / "in" / f"{seed}.png", seed)
+    kept = tmp_path / "out" / "3_labels.png"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    script = "import sys; from offseg_hf.cli import main; sys.argv[0] = 'offseg'; main()"
+    arguments = ["segment", tmp_path / "in", "--model", model_folder, "--output", tmp_path / "out", "--device", "cpu"]
+    first, second = run_together(2, script, *arguments)
+    assert first.stdout == f"3 of 3 segmented, see {tmp_path / 'out'}\n"
+    assert second.stdout == f"1 of 2 segmented, see {tmp_path / 'out'}\n" and "kept" in second.stderr
+    assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 4 and kept.read_text() == "mine"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])

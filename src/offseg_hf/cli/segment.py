@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,12 +23,18 @@ def segment(
     overwrite: Overwrite = False,
     device: Device = None,
     dtype: Annotated[DType, typer.Option(help="Precision of the model.")] = DType.float32,
-    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the classes' colors on the photo.")] = 0.6,
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the colors over the photo.")] = 0.6,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Photos that the network sees together.", show_default="1, on GPUs 8")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: minutes, worth it for many.")
+    ] = False,
 ) -> None:
     """Write label map (PNG), overlay with legend (PNG) and class shares (JSON) of every image.
 
-    Every input is tried; the exit code is 1 if one failed. Photos whose results exist are left alone, so that the same
-    command goes on after an interruption.
+    Every input is tried; the exit code is 1 if one failed. Photos whose results exist are left alone: run the same
+    command again after an interruption, and it continues. Under `accelerate launch` the processes share the photos.
 
     Examples:
         offseg segment photo.jpg --model hvision/offseg-t-ade --output segmented
@@ -36,19 +43,24 @@ def segment(
     """
     import torch
 
+    from offseg_hf.evaluation.protocol import Processes
     from offseg_hf.inference.files import make_folder, plan
     from offseg_hf.inference.files import segment as segment_jobs
     from offseg_hf.inference.segmenter import Segmenter
 
     quiet_libraries()
-    jobs, outcomes = plan(images, output, overwrite)
+    processes = Processes.launched(device)
+    jobs, outcomes = plan(images, output, overwrite, (processes.index, processes.count))
     for outcome in outcomes:
         _report(outcome)
     if jobs:
         make_folder(output)
-        segmenter = Segmenter(model, device, getattr(torch, dtype))
-        with progress_bar() as progress:
-            for outcome in progress.track(segment_jobs(jobs, segmenter, opacity), total=len(jobs)):
+        segmenter = Segmenter(model, device or processes.device, getattr(torch, dtype))
+        batch_size = batch_size or (1 if segmenter.device.type == "cpu" else 8)
+        arguments = (jobs, segmenter, opacity, batch_size, compile)
+        # Closed, it writes to its end what it began: after an interruption, too.
+        with closing(segment_jobs(*arguments)) as segmented, progress_bar() as progress:
+            for outcome in progress.track(segmented, total=len(jobs)):
                 outcomes.append(outcome)
                 _report(outcome)
     count = Counter(outcome.status for outcome in outcomes)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from offseg_hf.inference.windows import label_maps_of_windows
 from offseg_hf.models.image_operations import keep_ratio_size
 
 
@@ -59,6 +60,8 @@ def predict(
         size: height and width of the label map.
         flip: look at each of them mirrored as well.
     """
+    if len(views) == 1 and not flip and "windows" in views[0]:
+        return label_maps_of_windows(lambda crops: model(crops).logits, **views[0], target_sizes=[size])[0]
     if len(views) == 1 and not flip:
         return processor.post_process_semantic_segmentation(model(**views[0]), target_sizes=[size])[0]
     total = torch.empty(0)

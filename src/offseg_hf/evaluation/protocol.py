@@ -47,6 +47,11 @@ class Processes:
         return cls(Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available()))
 
     @property
+    def device(self) -> str | None:
+        """Return the device of this process, where there are several."""
+        return None if self.accelerator is None else str(self.accelerator.device)
+
+    @property
     def is_main(self) -> bool:
         """Whether this one reports for all."""
         return self.accelerator is None or self.accelerator.is_main_process

@@ -1,11 +1,13 @@
 """A loaded segmentation model: RGB photo in, label map out."""
 
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
@@ -16,14 +18,20 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     BaseImageProcessor,
+    BatchFeature,
     PreTrainedConfig,
 )
 
 from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.reading import to_rgb
+from offseg_hf.inference.windows import label_maps_of_windows
 from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import palette_for
 from offseg_hf.zoo.registration import auto_model_class, register
+
+
+# Share of equal labels from which a fused model is taken for the same: rounding changes ties alone.
+SAME_LABELS = 0.999
 
 
 class Segmenter:
@@ -42,17 +50,90 @@ class Segmenter:
         self.device = _device(device)
         self.processor, self.model = _load(str(model), dtype)
         self.model.to(self.device).eval()
+        self.network: Callable[..., Any] = self.model
         self.names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         self.palette = palette_for(self.names, label_set_beside(model))
 
-    @torch.inference_mode()
     def __call__(self, photo: Image.Image) -> np.ndarray:
         """Return the label map (height, width) of a photo, of its size when it is seen upright."""
         photo = to_rgb(photo)
-        inputs = self.processor(images=photo, return_tensors="pt").to(self.device, self.model.dtype)
-        outputs = self.model(**inputs)
-        size = (photo.height, photo.width)
-        return self.processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].cpu().numpy()
+        return self.label_maps([self.prepare(photo)], [(photo.height, photo.width)])[0]
+
+    def prepare(self, photo: Image.Image) -> BatchFeature:
+        """Return the model's inputs for an upright RGB photo, on the CPU."""
+        return self.processor(images=photo, return_tensors="pt")
+
+    @torch.inference_mode()
+    def label_maps(self, inputs: Sequence[BatchFeature], sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Segment photos together; those of a model that looks through windows may be of any sizes.
+
+        Args:
+            inputs: What `prepare` returns, of each photo.
+            sizes: (height, width) of each label map.
+
+        Returns:
+            Label maps of the smallest unsigned integers that hold the classes.
+        """
+        batch = collate(inputs).to(self.device, self.model.dtype)
+        if "windows" in batch:
+            maps = label_maps_of_windows(lambda crops: self.network(crops).logits, **batch, target_sizes=sizes)
+        else:
+            outputs = self.network(**batch)
+            maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
+        dtype = np.min_scalar_type(len(self.names) - 1)
+        return [label_map.cpu().numpy().astype(dtype) for label_map in maps]
+
+    def fuse(self, inputs: BatchFeature, size: tuple[int, int]) -> bool:
+        """Run the fused model from now on, if it gives a photo the same label map, up to ties to rounding.
+
+        Args:
+            inputs: What `prepare` returns, of the photo.
+            size: (height, width) of its label map.
+
+        Returns:
+            Whether it is run: not for models that cannot be fused, nor in half precision, where it rounds otherwise.
+        """
+        if self.model.dtype != torch.float32 or not hasattr(self.model, "fuse"):
+            return False
+        before = self.label_maps([inputs], [size])[0]
+        try:
+            self.network = self.model.fuse()
+        except ValueError:  # quantized, adapted or partly on another device
+            return False
+        if (self.label_maps([inputs], [size])[0] == before).mean() < SAME_LABELS:
+            self.network = self.model
+        return self.network is not self.model
+
+    def compile(self) -> None:
+        """Compile what is run from now on, for each shape of its input when it first comes."""
+        self.network = torch.compile(self.network)
+
+
+def collate(inputs: Sequence[BatchFeature]) -> BatchFeature:
+    """Put the inputs of photos together: images padded at the right and the bottom, windows with boxes of zeros.
+
+    Raises:
+        ValueError: for images of several sizes, where nothing says how they lie in the padding.
+    """
+    if len(inputs) == 1:
+        return inputs[0]
+    shapes = {each["pixel_values"].shape[2:] for each in inputs}
+    if "windows" not in inputs[0] and len(shapes) > 1:
+        raise ValueError(f"expected images of one size in a batch, got {' and '.join(str(tuple(s)) for s in shapes)}")
+    batch = {}
+    for name in inputs[0]:
+        values = [each[name] for each in inputs]
+        most = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
+        padding = [
+            [
+                end
+                for length, longest in zip(value.shape[:0:-1], most[::-1], strict=True)
+                for end in (0, longest - length)
+            ]
+            for value in values
+        ]
+        batch[name] = torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
+    return BatchFeature(batch)
 
 
 class UnsupportedModelError(ValueError):

@@ -64,12 +64,7 @@ def draw_overlay(
     height, width = label_map.shape
     if photo.size != (width, height):
         raise ValueError(f"the label map is {width}x{height}, but the photo {photo.width}x{photo.height}")
-    rgb = np.asarray(photo.convert("RGB"), dtype=np.float32)
-    colors = np.asarray(palette, dtype=np.float32)
-    known = (label_map >= 0) & (label_map < len(colors))
-    blended = rgb.copy()
-    blended[known] += opacity * (colors[label_map[known]] - rgb[known])
-    overlay = Image.fromarray(blended.round().astype(np.uint8))
+    overlay = Image.fromarray(_blend(np.asarray(photo.convert("RGB")), label_map, palette, opacity))
 
     entries = [
         (names[index], _percent(share), palette[index]) for index, _, share in class_shares(label_map, len(names))
@@ -107,6 +102,19 @@ def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width:
         draw.text((left + swatch + gap, middle), name, fill=TEXT, font=font, anchor="lm")
         draw.text((left + cell, middle), share, fill=FAINT_TEXT, font=font, anchor="rm")
     return legend
+
+
+def _blend(rgb: np.ndarray, label_map: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
+    """Blend pixels (height, width, 3) with the colors of their classes, by a table: each channel has 256 values."""
+    known = (label_map >= 0) & (label_map < len(palette))
+    row = np.where(known, label_map, len(palette)).astype(np.int32) * 256  # the last row changes nothing
+    values = np.arange(256, dtype=np.float32)
+    blended = np.empty_like(rgb)
+    for channel in range(3):
+        colors = np.asarray([color[channel] for color in palette], dtype=np.float32)[:, None]
+        table = np.concatenate([values + opacity * (colors - values), values[None]]).round().astype(np.uint8)
+        blended[..., channel] = table.ravel()[row + rgb[..., channel]]
+    return blended
 
 
 def _percent(share: float) -> str:
