@@ -1,0 +1,12 @@
+"""Annotations as other tools write them, turned into the plain layout that `offseg data check` and training read.
+
+`offseg_hf.data.formats.convert` has the command's function, the other modules a reader each. Pillow and numpy do the
+reading, no library of annotations does:
+
+- supervision (0.31) reads COCO, YOLO, VOC and LabelMe as detections. It draws polygons with their edges' pixels, so that
+  shapes that touch overlap by a pixel; it knows neither panoptic PNGs nor stuff nor Label Studio, and brings PyAV,
+  matplotlib and scipy.
+- pycocotools has a rule for polygons of its own (boundaries are sampled five times as fine and rounded), so that a shape
+  would give other pixels in COCO than in YOLO. Its run lengths are 40 lines in `masks`, tested with its own output.
+- label-studio-sdk's decoder of brushes is 30 lines of bits, below a client of 40 dependencies.
+"""
