@@ -156,24 +156,26 @@ class LabelImage(Image):
 
     def _from_colors(self, image: PILImage.Image) -> PILImage.Image:
         """The class ids of a picture in the colors of the palette; black that is no class's is void."""
+        got = f"expected a label map of one id per pixel, got a picture of mode {image.mode}"
         colors = [tuple(color) for color in self.palette]
         if twice := next((color for color in colors if colors.count(color) > 1), None):
             first, second = [name for name, color in zip(self.names, colors) if color == twice][:2]
             raise ValueError(
-                f"expected a label map of one id per pixel, got a picture of mode {image.mode}; colors cannot be turned "
-                f"back into classes where {first} and {second} are both {twice}, save the ids as a grayscale or palette "
-                "PNG"
+                f"{got}; colors cannot be turned back into classes where {first} and {second} are both {twice}, save "
+                "the ids as a grayscale or palette PNG"
             )
         rgba = np.asarray(image)
         if rgba.shape[2] == 4 and (rgba[..., 3] < 255).any():
-            raise ValueError("expected a label map in opaque colors, got transparent pixels: save it as RGB")
+            raise ValueError(f"{got} with transparent pixels; save it in opaque colors, as RGB")
         void = [] if (0, 0, 0) in colors else [(0, 0, 0)]
         values = [*range(len(colors)), *[self.ignore_index] * len(void)]
         ids, unknown = color_values(rgba[..., :3], np.asarray(colors + void), np.asarray(values, np.uint16))
+        if unknown is None and (ids == self.ignore_index).all():
+            unknown = (0, 0, 0)  # nothing but black is no label map in these colors
         if unknown is not None:
-            gray = "; its channels are equal: if these are ids, save it as grayscale" if len({*unknown}) == 1 else ""
-            raise ValueError(f"the color {unknown} is none of the `palette` of {self.title}{gray}")
-        return PILImage.fromarray(ids.astype(np.uint8) if max(values) < 256 and self.ignore_index < 256 else ids)
+            gray = "; where its channels are ids, save one of them as grayscale" if len({*unknown}) == 1 else ""
+            raise ValueError(f"{got}, whose color {unknown} is none of the `palette` of {self.title}{gray}")
+        return PILImage.fromarray(ids.astype(np.uint8) if max(len(colors) - 1, self.ignore_index) < 256 else ids)
 
     def _check(self, values: np.ndarray, raw: bool) -> None:
         table = self._table(raw)

@@ -43,8 +43,8 @@ def push_segmentation_data(
 ) -> str:
     """Upload images as they are and label maps as class ids, with `classes.json` and a card; the URL of the data set.
 
-    `load_segmentation_data(repository)` gives the same samples, names and palette. `options` as there. The names are in
-    `id2label.json` too, which transformers' run_semantic_segmentation.py downloads.
+    `load_segmentation_data(repository)` gives the same samples, names and palette. `options` as there. The names
+    are in `id2label.json` too, which transformers' run_semantic_segmentation.py downloads.
     """
     from datasets import DatasetDict
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -3,10 +3,10 @@
 `offseg_hf.data.formats.convert` has the command's function, the other modules a reader each. Pillow and numpy do the
 reading, no library of annotations does:
 
-- supervision (0.31) reads COCO, YOLO, VOC and LabelMe as detections. It draws polygons with their edges' pixels, so that
-  shapes that touch overlap by a pixel; it knows neither panoptic PNGs nor stuff nor Label Studio, and brings PyAV,
+- supervision (0.31) reads COCO, YOLO, VOC and LabelMe as detections. It draws polygons with their edges' pixels, so
+  that shapes that touch overlap by a pixel; it knows neither panoptic PNGs nor Label Studio, and brings PyAV,
   matplotlib and scipy.
-- pycocotools has a rule for polygons of its own (boundaries are sampled five times as fine and rounded), so that a shape
-  would give other pixels in COCO than in YOLO. Its run lengths are 40 lines in `masks`, tested with its own output.
-- label-studio-sdk's decoder of brushes is 30 lines of bits, below a client of 40 dependencies.
+- pycocotools has a rule for polygons of its own (boundaries are sampled five times as fine and rounded), so that a
+  shape would give other pixels in COCO than in YOLO. Its run lengths are 40 lines in `masks`, tested with its output.
+- label-studio-sdk is a client of a server, of which the decoder of brushes would be used.
 """

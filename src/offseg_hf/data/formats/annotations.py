@@ -78,7 +78,7 @@ class Photos:
         self.folders = list(dict.fromkeys(folders))
 
     def find(self, name: str) -> Path:
-        """Return the file of a photo: by its path below one of the folders, or by its name alone if that is the only one.
+        """Return the file of a photo: by its path below one of the folders, or by its name if there is only one.
 
         Raises:
             ValueError: there is none, or several of this name.
@@ -141,7 +141,7 @@ def require_size(told: tuple[object, object], size: tuple[int, int]) -> None:
 
 
 def split_of(path: Path | str) -> str | None:
-    """Return the split that a relative path tells by its name or one of its folders: train/, instances_val2017.json."""
+    """Return the split that a relative path tells by its name or a folder: train/, instances_val2017.json."""
     for part in reversed(Path(path).parts):
         words = re.split(r"[-._ ]+", part.lower())
         found = {SPLITS[word] for word in words if word in SPLITS}
@@ -161,7 +161,7 @@ def output_name(photo: Path, folders: Sequence[Path]) -> str:
 
 
 def name_in_url(address: str) -> str:
-    """Return the path of a photo in an address as Label Studio has it: /data/upload/1/ab12cd34-a.jpg, ...?d=a/b.jpg."""
+    """Return the path in an address as Label Studio has it: /data/upload/1/ab12cd34-a.jpg, ...?d=a/b.jpg."""
     parts = urlsplit(address)
     local = parse_qs(parts.query).get("d")
     return (local[0] if local else unquote(parts.path)).lstrip("/")

@@ -1,7 +1,8 @@
 """COCO JSON: polygons, run lengths (crowds and stuff, compressed or not), and panoptic PNGs.
 
 Several polygons of one annotation are parts of one thing: their union. Crowds are of their class as any other thing: a
-label map does not count things. In panoptic PNGs 0 is void by COCO's definition, whatever is asked for uncovered pixels.
+label map does not count things. In panoptic PNGs 0 is void by COCO's definition, whatever is asked for uncovered
+pixels.
 """
 
 from collections.abc import Callable
@@ -95,7 +96,7 @@ def _categories(path: Path, content: dict, classes: dict[str, int], result: Anno
 
 
 def _near(path: Path) -> list[Path]:
-    """Where photos of COCO's files usually lie: beside the annotations/ folder, in images/, in a folder of its split."""
+    """Where photos usually lie: beside the annotations/ folder, in images/, in a folder of its split."""
     above = path.parent.parent
     names = {"images", path.stem.rpartition("_")[2], f"images/{path.stem.rpartition('_')[2]}"}
     return [above / name for name in sorted(names) if (above / name).is_dir()]

@@ -1,10 +1,10 @@
 """Label maps in color with a list of the colors: CVAT's "Segmentation mask 1.1" and CamVid, Pascal VOC, plain folders.
 
 The list is a labelmap.txt (CVAT: `name:r,g,b:parts:actions`), a class_dict.csv (`name,r,g,b`) or a label_colors.txt
-(`r g b name`). Folders of VOC without one have VOC's 21 classes. Label maps are the PNGs in folders whose names speak of
-it (SegmentationClass, masks, train_labels, testannot, LabeledApproved), photos the pictures elsewhere, paired by name.
-Black that no class has is uncovered, and so is the class `background`; any other color that is not in the list is an
-error. A class called void, ignore or unlabeled is no class.
+(`r g b name`). Folders of VOC without one have VOC's 21 classes. Label maps are the PNGs in folders whose names speak
+of it (SegmentationClass, masks, train_labels, testannot, LabeledApproved), photos the pictures elsewhere, paired by
+name. Black that no class has is uncovered, and so is the class `background`; any other color that is not in the list
+is an error. A class called void, ignore or unlabeled is no class.
 """
 
 import csv
@@ -68,8 +68,8 @@ def read_list(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
             continue
         try:
             if path.name == "labelmap.txt":
-                name, color = line.split(":")[:2]
-                values = color.split(",")
+                name, numbers = line.split(":")[:2]
+                values = numbers.split(",")
             elif path.name == "class_dict.csv":
                 name, *values = next(csv.reader(StringIO(line)))[:4]
                 if number == 1 and not any(value.strip().isdecimal() for value in values):
@@ -80,25 +80,21 @@ def read_list(path: Path) -> list[tuple[str, tuple[int, int, int]]]:
             if not all(0 <= value < 256 for value in (red, green, blue)):
                 raise ValueError
         except ValueError:
-            raise ValueError(
-                f"{path}: line {number}: expected a name and a color of three in 0..255, got {line!r}"
-            ) from None
+            raise ValueError(f"{path}: line {number}: expected a name and r, g, b in 0..255, got {line!r}") from None
         rows.append((name.strip(), (red, green, blue)))
     if not rows:
         raise ValueError(f"{path}: expected names and colors, got none")
-    for index, (name, color) in enumerate(rows):
-        twice = next((other for other, same in rows[:index] if same == color and other != name), None)
+    for index, (name, own) in enumerate(rows):
+        twice = next((other for other, same in rows[:index] if same == own and other != name), None)
         if twice is not None:
-            raise ValueError(f"{path}: {twice} and {name} have the same color {color}: nobody can tell them apart")
+            raise ValueError(f"{path}: {twice} and {name} have the same color {own}: nobody can tell them apart")
     return rows
 
 
-def _voc_colors() -> list[tuple[int, int, int]]:
-    """VOC's colors: the bits of the id, spread over the three channels from the highest on."""
-    return [
-        tuple(sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
-        for i in range(len(VOC))
-    ]  # type: ignore[misc]
+def _voc_color(index: int) -> tuple[int, int, int]:
+    """VOC's color of an id, whose bits are spread over the three channels from the highest on."""
+    red, green, blue = (sum((index >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for c in range(3))
+    return red, green, blue
 
 
 def read_colors(root: Path, images: Path | None) -> Annotations:
@@ -109,7 +105,9 @@ def read_colors(root: Path, images: Path | None) -> Annotations:
         images: the folder of the photos, if it is another.
     """
     listed = find_list(root)
-    rows = read_list(listed) if listed else [*zip(VOC, _voc_colors()), ("void", VOC_VOID)]
+    rows = (
+        read_list(listed) if listed else [*((name, _voc_color(i)) for i, name in enumerate(VOC)), ("void", VOC_VOID)]
+    )
     classes = [(name, color) for name, color in rows if not is_void(name) and not is_background(name)]
     result = Annotations("label maps in color", [n for n, _ in classes], palette=[c for _, c in classes])
     table = {color: index for index, (_, color) in enumerate(classes)}

@@ -45,8 +45,8 @@ from offseg_hf.utils.texts import expand, printable, read_text
 
 
 KNOWN = (
-    "COCO JSON, YOLO segmentation (data.yaml), Label Studio JSON, LabelMe JSON, CVAT's Segmentation mask 1.1, Pascal VOC, "
-    "or PNGs in color with a labelmap.txt, class_dict.csv or label_colors.txt"
+    "COCO JSON, YOLO segmentation (data.yaml), Label Studio JSON, LabelMe JSON, CVAT's Segmentation mask 1.1, Pascal "
+    "VOC, or PNGs in color with a labelmap.txt, class_dict.csv or label_colors.txt"
 )
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 WIDE_IGNORE_INDEX = 65534  # of label maps of 16 bits, for 255 classes or more
@@ -270,7 +270,7 @@ def _write(
 
 
 def _distinct(samples: list[Sample], problems: list[Problem]) -> list[Sample]:
-    """The samples of which each name and photo is there once; what is there twice would be two label maps of one file."""
+    """The samples whose name and photo are there once; of the others nobody knows which counts."""
     count = Counter((sample.split, sample.name.casefold()) for sample in samples)
     twice = [sample for sample in samples if count[sample.split, sample.name.casefold()] > 1]
     problems += [
@@ -310,7 +310,7 @@ def _classes(annotations: Annotations, uncovered: str) -> tuple[LabelSet, np.nda
     ignore_index = IGNORE_INDEX if len(names) <= IGNORE_INDEX else WIDE_IGNORE_INDEX
     ids = np.full(len(order) + 2, ignore_index, np.int64)
     ids[: len(order)] = [ignore_index if uncovered == "void" and index == IGNORE_INDEX else index for index in order]
-    if is_class:
+    if is_class and own is not None:
         ids[UNCOVERED] = own
     labels = LabelSet(
         name="custom",

@@ -10,13 +10,13 @@ LARGEST = 2 / SHARE  # share of the photos that a group to validate on may have
 
 
 def without_upload_prefix(name: str) -> str:
-    """Return the name that a file had before Label Studio (a1b2c3d4-name.jpg) or Roboflow (name_jpg.rf.0a1b...) took it."""
+    """Return a file's name before Label Studio (a1b2c3d4-name.jpg) or Roboflow (name_jpg.rf.0a1b...) took it."""
     name = re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)
     return re.sub(r"_(?:jpe?g|png|bmp|webp)\.rf\.[0-9a-zA-Z]+", "", name)
 
 
 def group_of(name: str) -> str:
-    """Return the group of a photo: its folder and its name without the number at the end, as frames of a video have it."""
+    """Return the group of a photo: its folder and its name without the number that frames of a video end in."""
     folder, _, base = name.rpartition("/")
     stem = re.sub(r"[-_. ()]*\d+[-_. ()]*$", "", without_upload_prefix(base))
     return f"{folder}/{stem}" if folder else stem

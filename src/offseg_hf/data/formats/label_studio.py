@@ -1,6 +1,7 @@
 """Label Studio's JSON export: brush strokes (its own run lengths), polygons and rectangles (percent of the photo).
 
-Tasks that nobody has annotated, or whose annotation was cancelled, are left out; of several annotations the last counts.
+Tasks that nobody has annotated, or whose annotation was cancelled, are left out; of several annotations the last
+counts.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Shapes and run lengths as pixels.
 
-The rule for polygons, the same for all formats: coordinates are continuous, (0, 0) is the upper left corner of the upper
-left pixel, so the pixel in column x and row y has its center at (x + 0.5, y + 0.5), and it belongs to a polygon if its
-center lies inside. Inside is even-odd: what a polygon encloses twice is a hole, and a bridge of no width to a hole (as
+The rule for polygons, the same for all formats: coordinates are continuous, (0, 0) is the upper left corner of the
+upper left pixel, so the pixel in column x and row y has its center at (x + 0.5, y + 0.5), and it belongs to a polygon if
+its center lies inside. Inside is even-odd: what a polygon encloses twice is a hole, and a bridge of no width to a hole (as
 YOLO's one ring needs it) changes nothing. A center exactly on an edge belongs to the polygon on its right, or below:
 of two polygons that share an edge, every pixel gets exactly one.
 """
@@ -192,7 +192,7 @@ def decode_coco_rle(segmentation: dict, size: tuple[int, int]) -> np.ndarray:
 
 
 def _uncompressed(text: str) -> list[int]:
-    """COCO's LEB128 in ASCII: five bits a character, and from the fourth number on the difference to the last but one."""
+    """COCO's LEB128 in ASCII: five bits a character; from the fourth number on, differences to the last but one."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

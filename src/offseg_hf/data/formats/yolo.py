@@ -1,7 +1,7 @@
 """YOLO segmentation: data.yaml, and for each photo a text file of lines `class x y x y ...` in 0..1.
 
-One ring a line; things with holes or of several parts come as one ring with bridges of no width, which even-odd filling
-undoes. A photo without a text file has nothing on it: that is YOLO's convention.
+One ring a line; things with holes or of several parts come as one ring with bridges of no width, which even-odd
+filling undoes. A photo without a text file has nothing on it: that is YOLO's convention.
 """
 
 import os
