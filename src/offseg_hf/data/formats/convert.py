@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -201,7 +202,7 @@ def _unpacked(source: Path) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(source) as archive:
                 archive.extractall(folder)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise ValueError(f"{source}: cannot be unpacked: {error}") from error
         try:
             yield Path(folder)
@@ -229,7 +230,7 @@ def _write(
     annotations: Annotations, folder: Path, uncovered: str, leave_out: bool, on_progress: Progress | None
 ) -> Conversion:
     problems, notes = list(annotations.problems), list(annotations.notes)
-    samples = _distinct(annotations.samples, problems)
+    samples = _distinct(_without_common_folders(annotations.samples), problems)
     if not samples and not problems:
         raise ValueError(f"{annotations.kind}: expected annotated photos, got none")
     labels, ids = _classes(annotations, uncovered)
@@ -267,6 +268,13 @@ def _write(
     found = Counter(sample.split or "train" for sample in done)
     splits = {split: found[split] for split in (*FOLDERS, *found) if split in found}
     return Conversion(annotations.kind, folder, splits, labels, problems, notes)
+
+
+def _without_common_folders(samples: list[Sample]) -> list[Sample]:
+    """The samples by names without the folders that all of them are in."""
+    folders = [sample.name.split("/")[:-1] for sample in samples]
+    common = os.path.commonprefix(folders) if folders else []
+    return [replace(sample, name="/".join(sample.name.split("/")[len(common) :])) for sample in samples]
 
 
 def _distinct(samples: list[Sample], problems: list[Problem]) -> list[Sample]:
@@ -360,7 +368,9 @@ def _write_sample(sample: Sample, folder: Path, labels: LabelSet, ids: np.ndarra
     shutil.copyfile(sample.photo, image)
     picture = Image.fromarray(ids[label_map].astype(np.uint8 if labels.ignore_index < 256 else np.uint16))
     if labels.ignore_index < 256:
-        picture.putpalette([channel for color in labels.palette for channel in color])
+        # Of all 256 colors: a shorter palette would make Pillow write fewer bits, and void another value.
+        palette = [channel for color in labels.palette for channel in color]
+        picture.putpalette(palette + [224] * (3 * 256 - len(palette)))
     picture.save(mask)
     return label_map.size, bare, disputed, bare == label_map.size
 

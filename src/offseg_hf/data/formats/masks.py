@@ -1,10 +1,10 @@
 """Shapes and run lengths as pixels.
 
 The rule for polygons, the same for all formats: coordinates are continuous, (0, 0) is the upper left corner of the
-upper left pixel, so the pixel in column x and row y has its center at (x + 0.5, y + 0.5), and it belongs to a polygon if
-its center lies inside. Inside is even-odd: what a polygon encloses twice is a hole, and a bridge of no width to a hole (as
-YOLO's one ring needs it) changes nothing. A center exactly on an edge belongs to the polygon on its right, or below:
-of two polygons that share an edge, every pixel gets exactly one.
+upper left pixel. So the pixel in column x and row y has its center at (x + 0.5, y + 0.5), and it belongs to a polygon
+if its center lies inside. Inside is even-odd: what a polygon encloses twice is a hole, and a bridge of no width to a
+hole (as YOLO's one ring needs it) changes nothing. A center exactly on an edge belongs to the polygon on its right, or
+below: of two polygons that share an edge, every pixel gets exactly one.
 """
 
 from collections.abc import Sequence

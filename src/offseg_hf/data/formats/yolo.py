@@ -52,7 +52,7 @@ def read_yolo(path: Path, content: dict[str, Any], images: Path | None) -> Annot
         places = content.get(key) or []
         for place in places if isinstance(places, list) else [places]:
             try:
-                photos, root = _photos(path, content, str(place), images)
+                photos, root = _photos(path, content, str(place), images, result)
             except ValueError as error:
                 result.add(str(path), f"`{key}`: {error}")
                 continue
@@ -68,8 +68,10 @@ def read_yolo(path: Path, content: dict[str, Any], images: Path | None) -> Annot
     return result
 
 
-def _photos(path: Path, content: dict, place: str, images: Path | None) -> tuple[list[Path], Path]:
-    """The photos of a split, and the folder that they are in."""
+def _photos(
+    path: Path, content: dict, place: str, images: Path | None, result: Annotations
+) -> tuple[list[Path], Path]:
+    """The photos of a split, and the folder that they are in; those of a list that are not there are problems."""
     home = Path(str(content.get("path") or "."))
     bases = [path.parent / home, path.parent, path.parent / home.name]
     # Roboflow writes ../train/images, which is meant from a folder below.
@@ -84,8 +86,13 @@ def _photos(path: Path, content: dict, place: str, images: Path | None) -> tuple
         if not photos:
             raise ValueError(f"no photo in {found}")
         return photos, found
-    look = Photos(*(folder for folder in (images, found.parent, path.parent) if folder is not None))
-    return [look.find(line.strip()) for line in read_text(found).splitlines() if line.strip()], path.parent
+    look, photos = Photos(*(folder for folder in (images, found.parent, path.parent) if folder is not None)), []
+    for line in filter(None, map(str.strip, read_text(found).splitlines())):
+        try:
+            photos.append(look.find(line))
+        except ValueError as error:
+            result.add(f"{found}: {line}", str(error))
+    return photos, path.parent
 
 
 def _text_of(photo: Path, root: Path) -> Path:
