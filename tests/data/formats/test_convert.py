@@ -33,8 +33,7 @@ def test_the_same_label_maps(tmp_path, name, uncovered):
     result = convert_segmentation_data(source, output, uncovered=uncovered)
     is_class = uncovered == "background" and name not in VOID_IN_FORMAT
     labels = read_classes(output / "classes.json")
-    others = sorted(labels.names[is_class or name == "camvid" and uncovered == "background" :])
-    assert others == cases.NAMES
+    assert sorted(labels.names) == ["background"] * is_class + cases.NAMES
     bare = labels.names.index("background") if is_class else 255
     wanted = cases.expected(bare, labels.names.index("car"), labels.names.index("road"))
     found = masks(output)
@@ -110,13 +109,13 @@ def test_crowds_and_stuff(tmp_path):
     cases.write(source, content)
     convert_segmentation_data(source, tmp_path / "output")
     for found in masks(tmp_path / "output").values():
-        assert np.array_equal(found, np.asarray([0, 1, 2])[ids])
+        assert np.array_equal(found, np.asarray([2, 0, 1])[ids])
     for annotation in content["annotations"]:
         annotation["segmentation"]["counts"] = COMPRESSED[annotation["category_id"]]
     cases.write(source, content)
     convert_segmentation_data(source, tmp_path / "again")
     for found in masks(tmp_path / "again").values():
-        assert np.array_equal(found, np.asarray([0, 1, 2])[ids])
+        assert np.array_equal(found, np.asarray([2, 0, 1])[ids])
 
 
 def test_void_labels(tmp_path):
@@ -416,3 +415,13 @@ def test_output_is_kept(tmp_path):
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         convert_segmentation_data(source, tmp_path / "output")
     assert [p.name for p in (tmp_path / "output").iterdir()] == ["mine.txt"]
+
+
+def test_no_class_of_nothing(tmp_path):
+    """Where shapes cover everything there is no background."""
+    source = cases.yolo(tmp_path / "source")
+    for path in (source / "labels").iterdir():
+        path.write_text("1 0 0 1 0 1 1 0 1\n" + path.read_text())
+    convert_segmentation_data(source, tmp_path / "output")
+    assert read_classes(tmp_path / "output" / "classes.json").names == ("car", "road")
+    assert [report.problems for report in check_segmentation_data(tmp_path / "output")] == [[], []]

@@ -1,8 +1,8 @@
 """Any annotations as the plain layout: which format they are in, what is wrong with them, a split, and the files.
 
-Of shapes that overlap, the smaller area is on top. Pixels without a shape become the class `background`, or void if so
-asked. Every photo is read before anything is written: with a problem in any of them nothing is, unless these are to be
-left out. Photos are copied as they are, label maps are palette PNGs of class ids.
+Of shapes that overlap, the smaller area is on top. Pixels without a shape become the class `background`, the last one,
+or void if so asked; where there is none, no class is made of them. With a problem in any photo nothing is written,
+unless such photos are to be left out. Photos are copied as they are, label maps are palette PNGs of class ids.
 """
 
 import json
@@ -263,6 +263,8 @@ def _write(
         executor.shutdown(cancel_futures=True)
     if problems and (not leave_out or not done):
         raise ConversionError(problems)
+    if not counts.uncovered and len(labels) > max(1, len(annotations.names)):
+        labels = replace(labels, names=labels.names[:-1], palette=labels.palette[:-1], raw_ids=labels.raw_ids[:-1])
     (folder / FILE_NAME).write_text(classes_json(labels), encoding="utf-8")
     notes += _told(counts, annotations, uncovered)
     found = Counter(sample.split or "train" for sample in done)
@@ -307,9 +309,8 @@ def _classes(annotations: Annotations, uncovered: str) -> tuple[LabelSet, np.nda
     is_class = uncovered == "background" and not annotations.void_pixels_only
     order = list(range(len(names)))
     if is_class and own is None:
-        names, palette = [BACKGROUND, *names], [_free(palette), *palette]
-        order = [index + 1 for index in order]
-        own = 0
+        own = len(names)  # the last one: ids stay the source's, and it can be left out where nothing is uncovered
+        names, palette = [*names, BACKGROUND], [*palette, _free(palette)]
     elif own is not None and uncovered == "void":
         del names[own], palette[own]
         order = [IGNORE_INDEX if index == own else index - (index > own) for index in order]
