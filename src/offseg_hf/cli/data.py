@@ -17,7 +17,6 @@ data_app = command_group(
     offseg data convert annotations.json --images photos --output my_photos
     offseg data check my_photos
     offseg data push my_photos my-name/my-photos
-    offseg data scenes scenes
     """,
 )
 
@@ -169,6 +168,7 @@ def show(
 
     Examples:
         offseg data show my_photos --output sheet.png
+        offseg data show my_photos --split validation --output sheet.png
         offseg data show my_photos --number 3 --augmented offseg-t-ade --output sheet.png
     """
     from offseg_hf.data.dataset import load_segmentation_data

@@ -159,7 +159,7 @@ class LabelImage(Image):
         got = f"expected a label map of one id per pixel, got a picture of mode {image.mode}"
         colors = [tuple(color) for color in self.palette]
         if twice := next((color for color in colors if colors.count(color) > 1), None):
-            first, second = [name for name, color in zip(self.names, colors) if color == twice][:2]
+            first, second = [name for name, color in zip(self.names, colors, strict=True) if color == twice][:2]
             raise ValueError(
                 f"{got}; colors cannot be turned back into classes where {first} and {second} are both {twice}, save "
                 "the ids as a grayscale or palette PNG"

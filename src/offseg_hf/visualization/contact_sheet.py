@@ -67,7 +67,8 @@ def _scaled(photo: Image.Image, label_map: np.ndarray) -> tuple[Image.Image, np.
     """Both of the sheet's height; ids are picked, not mixed."""
     width = max(1, round(photo.width * HEIGHT / photo.height))
     rows, columns = (
-        ((np.arange(count) + 0.5) * size / count).astype(int) for count, size in zip((HEIGHT, width), label_map.shape)
+        ((np.arange(count) + 0.5) * size / count).astype(int)
+        for count, size in zip((HEIGHT, width), label_map.shape, strict=True)
     )
     return photo.resize((width, HEIGHT), Image.Resampling.BILINEAR), label_map[np.ix_(rows, columns)]
 
@@ -79,9 +80,9 @@ def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
     size = sum(widths) + GAP * (len(widths) + 1), sum(heights) + GAP * (len(heights) + 1)
     sheet = Image.new("RGB", size, BACKGROUND)
     y = GAP
-    for row, height in zip(rows, heights):
+    for row, height in zip(rows, heights, strict=True):
         x = GAP
-        for picture, width in zip(row, widths):
+        for picture, width in zip(row, widths, strict=True):
             sheet.paste(picture, (x, y))
             x += width + GAP
         y += height + GAP

@@ -68,13 +68,10 @@ class Annotations:
 
 
 class Photos:
-    """The photos that annotations name, wherever they lie.
-
-    Args:
-        folders: where to look, the most likely one first.
-    """
+    """The photos that annotations name, wherever they lie."""
 
     def __init__(self, *folders: Path):
+        """Look in these folders, of which the most likely one is first."""
         self.folders = list(dict.fromkeys(folders))
 
     def find(self, name: str) -> Path:

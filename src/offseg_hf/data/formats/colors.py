@@ -35,10 +35,10 @@ from offseg_hf.utils.texts import read_text, reading_error
 LISTS = ("labelmap.txt", "class_dict.csv", "label_colors.txt")
 MASK_FOLDER = re.compile(r"segmentationclass|label|annot|mask|^gt|ground.?truth", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[-_. ](l|gt|masks?|labels?|colou?r|seg|annotation)$", re.IGNORECASE)
-VOC = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+VOC_NAMES = """
+    background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
+    sheep sofa train tvmonitor
+"""
 VOC_VOID = (224, 224, 192)
 
 
@@ -106,7 +106,9 @@ def read_colors(root: Path, images: Path | None) -> Annotations:
     """
     listed = find_list(root)
     rows = (
-        read_list(listed) if listed else [*((name, _voc_color(i)) for i, name in enumerate(VOC)), ("void", VOC_VOID)]
+        read_list(listed)
+        if listed
+        else [*((name, _voc_color(i)) for i, name in enumerate(VOC_NAMES.split())), ("void", VOC_VOID)]
     )
     classes = [(name, color) for name, color in rows if not is_void(name) and not is_background(name)]
     result = Annotations("label maps in color", [n for n, _ in classes], palette=[c for _, c in classes])

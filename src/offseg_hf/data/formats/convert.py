@@ -1,8 +1,8 @@
 """Any annotations as the plain layout: which format they are in, what is wrong with them, a split, and the files.
 
 Of shapes that overlap, the smaller area is on top. Pixels without a shape become the class `background`, the last one,
-or void if so asked; where there is none, no class is made of them. With a problem in any photo nothing is written,
-unless such photos are to be left out. Photos are copied as they are, label maps are palette PNGs of class ids.
+or void if so asked; where there is none, no class is made of them. With a problem in any photo nothing is written, if
+such photos are not to be left out. Photos are copied as they are, label maps are palette PNGs of class ids.
 """
 
 import json
@@ -63,6 +63,7 @@ class ConversionError(ValueError):
     """Nothing was written, because of these problems."""
 
     def __init__(self, problems: list[Problem]):
+        """Name all problems in the message, and keep them."""
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
 
