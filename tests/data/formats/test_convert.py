@@ -425,3 +425,53 @@ def test_no_class_of_nothing(tmp_path):
     convert_segmentation_data(source, tmp_path / "output")
     assert read_classes(tmp_path / "output" / "classes.json").names == ("car", "road")
     assert [report.problems for report in check_segmentation_data(tmp_path / "output")] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "parts"),
+    [
+        ("coco", lambda r: change(r / ALL, set_in("annotations", 0, value=3)), ["all.json", "of another form"]),
+        ("coco", lambda r: change(r / ALL, set_in("images", 0, "id", value=[1])), ["all.json", "of another form"]),
+        ("label_studio", lambda r: change(r / EXPORT, set_in(0, "data", value=None)), ["task 0", "--images"]),
+        ("labelme", lambda r: change(r / f"{A}.json", set_in("shapes", 1, "points", value=3)), [f"{A}.json: shape 2"]),
+        ("labelme", lambda r: change(r / f"{A}.json", set_in("shapes", 0, value=None)), [f"{A}.json"]),
+        ("yolo", lambda r: (r / "data.yaml").write_text("train: 3\nnames: [car, road]"), ["no folder 3"]),
+    ],
+)
+def test_another_form(tmp_path, name, damage, parts):
+    source = cases.FORMATS[name](tmp_path / "source")
+    damage(tmp_path / "source")
+    with pytest.raises(ValueError) as error:
+        convert_segmentation_data(source, tmp_path / "output")
+    assert all(part in str(error.value) for part in parts), error.value
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_pascal_voc(tmp_path):
+    """As it is published: no list of colors, indices with VOC's palette, and lists of the splits."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    colors = {0: (0, 0, 0), 7: (128, 128, 128), 15: (192, 128, 128), 255: (224, 224, 192)}  # car, person, void
+    palette = np.zeros((256, 3), np.uint8)
+    for index, color in colors.items():
+        palette[index] = color
+    ids = np.resize(np.repeat([0, 7, 15, 255], 6), cases.SIZE[::-1]).astype(np.uint8)
+    for name in ("2007_000001", "2007_000002", "2007_000003"):
+        cases.photo(root / "JPEGImages" / f"{name}.png")
+        (root / "SegmentationClass").mkdir(exist_ok=True)
+        picture = Image.fromarray(ids)
+        picture.putpalette(palette.ravel().tolist())
+        picture.save(root / "SegmentationClass" / f"{name}.png")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000001\n")
+    (lists / "val.txt").write_text("2007_000002\n")
+    result = convert_segmentation_data(tmp_path / "VOCdevkit", tmp_path / "output")
+    assert result.splits == {"train": 1, "validation": 1}
+    assert "1 photos are in no list of ImageSets/ and left out" in result.notes
+    labels = read_classes(tmp_path / "output" / "classes.json")
+    assert len(labels) == 21
+    wanted = {0: labels.names.index("background"), 7: labels.names.index("car"), 15: labels.names.index("person")}
+    table = np.full(256, 255)
+    table[[*wanted]] = [*wanted.values()]
+    assert all(np.array_equal(found, table[ids]) for found in masks(tmp_path / "output").values())
+    assert labels.palette[wanted[15]] == colors[15]

@@ -36,8 +36,8 @@ LISTS = ("labelmap.txt", "class_dict.csv", "label_colors.txt")
 MASK_FOLDER = re.compile(r"segmentationclass|label|annot|mask|^gt|ground.?truth", re.IGNORECASE)
 MASK_ENDING = re.compile(r"[-_. ](l|gt|masks?|labels?|colou?r|seg|annotation)$", re.IGNORECASE)
 VOC_NAMES = """
-    background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
-    sheep sofa train tvmonitor
+    background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
+    pottedplant sheep sofa train tvmonitor
 """
 VOC_VOID = (224, 224, 192)
 

@@ -56,7 +56,13 @@ JSON_READERS: tuple[tuple[Callable[[Any], bool], Callable[..., Annotations]], ..
     (is_label_studio, read_label_studio),
     (is_labelme, read_labelme),
 )
+OTHER_FORM = (AttributeError, IndexError, KeyError, TypeError)  # of files that are not as their format says
 Progress = Callable[[int, int], None]  # photos done, of how many
+
+
+def _other_form(kind: str, error: Exception) -> str:
+    """Return a message on what has another form than its format: a text for a number, no key."""
+    return f"expected {kind}, got a file of another form ({type(error).__name__}: {error})"
 
 
 class ConversionError(ValueError):
@@ -123,7 +129,10 @@ def convert_segmentation_data(
     if images is not None and not expand(images).is_dir():
         raise ValueError(f"{images}: expected the folder of the photos, there is no such folder")
     with _unpacked(expand(source)) as place:
-        annotations = open_annotations(place, None if images is None else expand(images))
+        try:
+            annotations = open_annotations(place, None if images is None else expand(images))
+        except OTHER_FORM as error:
+            raise ValueError(f"{place}: {_other_form('a known format', error)}") from error
         with new_folder(output) as folder:
             result = _write(annotations, folder, uncovered, leave_out, on_progress)
     # An archive's content is not at the place where it was read.
@@ -244,6 +253,8 @@ def _write(
             return _write_sample(sample, folder, labels, ids)
         except ValueError as error:
             return Problem(sample.file, " ".join(str(error).split()))
+        except OTHER_FORM as error:
+            return Problem(sample.file, _other_form(annotations.kind, error))
 
     done: list[Sample] = []
     executor = ThreadPoolExecutor(os.cpu_count() or 1)
