@@ -147,11 +147,12 @@ def test_many_classes(tmp_path):
     names = [f"class {index}" for index in range(300)]
     (source / "data.yaml").write_text(f"train: images\nnames: {json.dumps(names)}\n")
     for path in (source / "labels").iterdir():
-        path.write_text("299 0 0 1 0 1 1 0 1\n")
+        path.write_text("299 0 0 1 0 1 1 0 1\n255 0 0 0.5 0 0.5 1 0 1\n")
     convert_segmentation_data(source, tmp_path / "output", uncovered="void")
     labels = read_classes(tmp_path / "output" / "classes.json")
     assert len(labels) == 300 and labels.palette == distinct_colours(300)
-    assert all((ids == 299).all() for ids in masks(tmp_path / "output").values())
+    for ids in masks(tmp_path / "output").values():
+        assert (ids[:, :12] == 255).all() and (ids[:, 12:] == 299).all()
     assert [report.problems for report in check_segmentation_data(tmp_path / "output")][1] == []
 
 

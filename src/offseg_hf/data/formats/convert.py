@@ -26,6 +26,7 @@ from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.formats.annotations import (
     BACKGROUND,
     UNCOVERED,
+    VOID,
     Annotations,
     Sample,
     is_background,
@@ -325,12 +326,12 @@ def _classes(annotations: Annotations, uncovered: str) -> tuple[LabelSet, np.nda
         names, palette = [*names, BACKGROUND], [*palette, _free(palette)]
     elif own is not None and uncovered == "void":
         del names[own], palette[own]
-        order = [IGNORE_INDEX if index == own else index - (index > own) for index in order]
+        order = [VOID if index == own else index - (index > own) for index in order]
     if not names:
         raise ValueError(f"{annotations.kind}: expected at least one class, got none")
     ignore_index = IGNORE_INDEX if len(names) <= IGNORE_INDEX else WIDE_IGNORE_INDEX
     ids = np.full(len(order) + 2, ignore_index, np.int64)
-    ids[: len(order)] = [ignore_index if uncovered == "void" and index == IGNORE_INDEX else index for index in order]
+    ids[: len(order)] = [ignore_index if index == VOID else index for index in order]
     if is_class and own is not None:
         ids[UNCOVERED] = own
     labels = LabelSet(
