@@ -15,7 +15,7 @@ import json
 import sys
 import numpy as np
 from datasets import load_dataset
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from offseg_hf.data.dataset import label_set_of, load_segmentation_data, sample_name
 from offseg_hf.data.push import push_segmentation_data
 
@@ -46,6 +46,7 @@ def round_trip(folder, repository, private):
         "card": info.card_data.to_dict(),
         "private": info.private,
         "files": [file.rfilename for file in info.siblings],
+        "id2label": json.load(open(hf_hub_download(repository, "id2label.json", repo_type="dataset"))),
     }
 
 
@@ -78,7 +79,13 @@ def test_what_was_pushed_comes_back(local_hub, seen, name):
     assert trip["private"] == (name == "plain")
     assert trip["card"]["task_categories"] == ["image-segmentation"]
     assert [split["num_examples"] for split in trip["card"]["dataset_info"]["splits"]] == [3, 2]
-    assert {"classes.json", "README.md"} < set(trip["files"])
+    assert {"classes.json", "id2label.json", "README.md"} < set(trip["files"])
+
+
+def test_id2label_of_the_examples(seen):
+    """As transformers' run_semantic_segmentation.py downloads it."""
+    names = seen["cityscapes"]["classes"][0]
+    assert seen["cityscapes"]["id2label"] == {str(index): name for index, name in enumerate(names)}
 
 
 def test_names_palette_and_ignore_index(seen):

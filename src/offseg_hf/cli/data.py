@@ -1,5 +1,6 @@
 """`offseg data`: what can be done with data sets before training."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +12,21 @@ from offseg_hf.cli.console import command, command_group, progress_bar, quiet_li
 
 
 data_app = command_group(
-    "Data sets: check, push to the Hub, generate.",
+    "Data sets: convert annotations, check, show, push to the Hub, generate.",
     """
+    offseg data convert annotations.json --images photos --output my_photos
     offseg data check my_photos
     offseg data push my_photos my-name/my-photos
-    offseg data scenes scenes
     """,
 )
+
+
+class Uncovered(StrEnum):
+    """What pixels in no shape become."""
+
+    background = "background"
+    void = "void"
+
 
 Source = Annotated[str, typer.Argument(help="Folder of a data set, or its name on the Hub.")]
 ConfigName = Annotated[str | None, typer.Option(help="Configuration of the data set, if it comes in several.")]
@@ -85,6 +94,104 @@ def check(
             stdout.print(f"semantic_loss_class_weights: {report.class_weights()}\n", soft_wrap=True)
     if any(report.problems for report in reports):
         raise typer.Exit(1)
+
+
+@command(data_app)
+def convert(
+    source: Annotated[Path, typer.Argument(help="File, zip archive or folder of annotations.")],
+    output: Annotated[Path, typer.Option(help="Folder to create.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the photos, if they are not found.")] = None,
+    uncovered: Annotated[
+        Uncovered, typer.Option(help="Pixels in no shape are a class `background`, or no class.")
+    ] = Uncovered.background,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Leave out photos with a problem; otherwise nothing is written.")
+    ] = False,
+) -> None:
+    """Turn annotations of other tools into a folder that `offseg data check` and training read.
+
+    Known are COCO JSON (polygons, run lengths, crowds, panoptic PNGs), YOLO segmentation (data.yaml), Label Studio
+    JSON, LabelMe JSON, CVAT's Segmentation mask 1.1, Pascal VOC, and PNGs in color with a labelmap.txt, class_dict.csv
+    or label_colors.txt. The content tells which one it is.
+
+    A pixel belongs to a polygon if its center lies inside. Of shapes that overlap the smaller one is on top. Without a
+    split, a fifth of the photos is to validate on, in whole groups: a group is a folder and a name without the number
+    at its end, so that frames of a video stay on one side.
+
+    Examples:
+        offseg data convert annotations.json --images photos --output my_photos
+        offseg data convert yolo/data.yaml --output my_photos --uncovered void
+        offseg data convert cvat_export.zip --images photos --output my_photos
+    """
+    from offseg_hf.data.formats.convert import ConversionError, convert_segmentation_data
+    from offseg_hf.utils.texts import printable
+
+    with progress_bar() as progress:
+        task = progress.add_task("", total=None)
+        try:
+            result = convert_segmentation_data(
+                source,
+                output,
+                images=images,
+                uncovered=uncovered.value,
+                leave_out=leave_out,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except ConversionError as error:
+            for problem in error.problems:
+                stderr.print(f"error: {problem}", style="red")
+            stderr.print(f"{len(error.problems)} problems, nothing was written (--leave-out writes the other photos)")
+            raise typer.Exit(1) from None
+    for problem in result.problems:
+        stderr.print(f"left out: {problem}", style="yellow")
+    for note in result.notes:
+        stderr.print(f"note: {printable(note)}", style="yellow")
+    photos = ", ".join(f"{split} {count}" for split, count in result.splits.items())
+    stdout.print(f"{output}: from {result.kind}, {len(result.labels)} classes, {photos}")
+
+
+@command(data_app)
+def show(
+    source: Source,
+    output: Annotated[Path, typer.Option(help="PNG to write.")],
+    number: Annotated[int, typer.Option(min=1, help="Samples to show, from all over the split.")] = 6,
+    split: Annotated[str, typer.Option(help="Which one: train, validation, test.")] = "train",
+    augmented: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Show crops that training by this recipe would see, too.")
+    ] = None,
+    config_name: ConfigName = None,
+    revision: Revision = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+) -> None:
+    """Write a contact sheet: photos beside their label maps with a legend, and augmented crops.
+
+    Examples:
+        offseg data show my_photos --output sheet.png
+        offseg data show my_photos --split validation --output sheet.png
+        offseg data show my_photos --number 3 --augmented offseg-t-ade --output sheet.png
+    """
+    from offseg_hf.data.dataset import load_segmentation_data
+    from offseg_hf.visualization.contact_sheet import write_contact_sheet
+
+    quiet_libraries()
+    transform = None
+    if augmented is not None:
+        from offseg_hf.training.recipe import load_recipe
+
+        transform = load_recipe(augmented).augmentation
+    data = load_segmentation_data(
+        source,
+        split,
+        config_name=config_name,
+        revision=revision,
+        image_column=image_column,
+        label_column=label_column,
+        labels=labels,
+    )
+    indices = write_contact_sheet(data, output, number, transform)
+    stdout.print(f"{output}: {len(indices)} samples of {split}")
 
 
 @command(data_app)

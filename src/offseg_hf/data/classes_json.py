@@ -5,8 +5,9 @@
 Only `classes` is needed. `values` are the classes' values in the masks (default: their positions); `classes` may also
 name the values itself, as `{"0": "sky", "1": "road"}` or `{"sky": 0, "road": 1}`, and ids follow their order then.
 `void_value`, one or a list of them, is what is no class there (default: the ignore index, unless a class has it; null:
-nothing), `void_values` another word for it. `name` and `title` are those of the data set. `ignore_index` is what no
-class becomes when it is read: 255, so that it has to be named for 256 classes or more.
+nothing), `void_values` another word for it. Masks in RGB are read by the colors of `palette` instead, which must all
+differ then; black is void there, unless a class has it. `name` and `title` are those of the data set. `ignore_index`
+is what no class becomes when it is read: 255, so that it has to be named for 256 classes or more.
 """
 
 import json

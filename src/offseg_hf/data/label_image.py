@@ -107,8 +107,10 @@ class LabelImage(Image):
     def read(self, cell: dict, token_per_repo_id: dict | None = None) -> PILImage.Image:
         """Return the class ids of a cell.
 
-        Raises ValueError for what cannot be read, for pictures of more than one channel or in a form that changes ids,
-        and for values that are no class.
+        Pictures in RGB are read by the colors of the palette, where no two classes share one.
+
+        Raises ValueError for what cannot be read, for pictures in a form that changes ids, and for values or colors
+        that are no class.
         """
         try:
             image = super().decode_example(cell, token_per_repo_id)
@@ -116,8 +118,10 @@ class LabelImage(Image):
             raise ValueError(f"cannot be read as a label map: {reading_error(error)}") from error
         if image.format in ("JPEG", "MPO"):
             raise ValueError("expected a label map without loss, got a JPEG, which changes ids: use PNG")
+        if image.mode in ("RGB", "RGBA"):
+            return self._from_colors(image)
         if image.mode not in ONE_CHANNEL:
-            reason = "floats are no ids" if image.mode == "F" else "colors cannot be turned back into classes"
+            reason = "floats are no ids" if image.mode == "F" else "expected ids, or colors in RGB"
             raise ValueError(
                 f"expected a label map of one id per pixel, got a picture of mode {image.mode}; {reason}, "
                 "save the ids as a grayscale or palette PNG"
@@ -156,6 +160,29 @@ class LabelImage(Image):
             self._check(np.unique(values), raw)
         return PILImage.fromarray(ids.astype(np.uint8) if largest_id < 256 else ids)
 
+    def _from_colors(self, image: PILImage.Image) -> PILImage.Image:
+        """Return the class ids of a picture in the colors of the palette; black that is no class's is void."""
+        got = f"expected a label map of one id per pixel, got a picture of mode {image.mode}"
+        colors = [tuple(color) for color in self.palette]
+        if twice := next((color for color in colors if colors.count(color) > 1), None):
+            first, second = [name for name, color in zip(self.names, colors, strict=True) if color == twice][:2]
+            raise ValueError(
+                f"{got}; colors cannot be turned back into classes where {first} and {second} are both {twice}, save "
+                "the ids as a grayscale or palette PNG"
+            )
+        rgba = np.asarray(image)
+        if rgba.shape[2] == 4 and (rgba[..., 3] < 255).any():
+            raise ValueError(f"{got} with transparent pixels; save it in opaque colors, as RGB")
+        void = [] if (0, 0, 0) in colors else [(0, 0, 0)]
+        values = [*range(len(colors)), *[self.ignore_index] * len(void)]
+        ids, unknown = color_values(rgba[..., :3], np.asarray(colors + void), np.asarray(values, np.uint16))
+        if unknown is None and (ids == self.ignore_index).all():
+            unknown = (0, 0, 0)  # nothing but black is no label map in these colors
+        if unknown is not None:
+            gray = "; where its channels are ids, save one of them as grayscale" if len({*unknown}) == 1 else ""
+            raise ValueError(f"{got}, whose color {unknown} is none of the `palette` of {self.title}{gray}")
+        return PILImage.fromarray(ids.astype(np.uint8) if max(len(colors) - 1, self.ignore_index) < 256 else ids)
+
     def _check(self, values: np.ndarray, raw: bool) -> None:
         table = self._table(raw)
         unknown = values[table[values] == UNKNOWN].tolist()
@@ -188,6 +215,25 @@ class LabelImage(Image):
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_tables"}
+
+
+def color_values(
+    rgb: np.ndarray, colors: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, tuple[int, int, int] | None]:
+    """Return the value of each pixel's color, and a color that has none, if there is one.
+
+    Args:
+        rgb: (height, width, 3) uint8.
+        colors: (colors, 3), all different.
+        values: (colors,) of any type, which the result has too.
+    """
+    codes = np.asarray(colors, np.int64) @ [65536, 256, 1]
+    order = np.argsort(codes)
+    pixels = rgb.astype(np.int32) @ np.asarray([65536, 256, 1], np.int32)
+    found = np.minimum(np.searchsorted(codes[order], pixels), len(codes) - 1)
+    unknown = pixels[codes[order][found] != pixels]
+    color = divmod(int(unknown[0]), 256) if unknown.size else None
+    return values[order][found], color and (*divmod(color[0], 256), color[1])
 
 
 def encode_ids(ids: PILImage.Image) -> bytes:

@@ -43,7 +43,8 @@ def push_segmentation_data(
 ) -> str:
     """Upload images as they are and label maps as class ids, with `classes.json` and a card.
 
-    `load_segmentation_data(repository)` gives the same samples, names and palette.
+    `load_segmentation_data(repository)` gives the same samples, names and palette. The names are in `id2label.json`
+    too, which transformers' run_semantic_segmentation.py downloads.
 
     Args:
         source: the data set, or only its folder or name on the Hub.
@@ -56,7 +57,7 @@ def push_segmentation_data(
         The URL of the data set.
     """
     from datasets import DatasetDict
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     data = load_data(DataSource.of(source), split)
     if not isinstance(data, dict):
@@ -66,10 +67,13 @@ def push_segmentation_data(
     with TemporaryDirectory(prefix="offseg-push-") as folder:
         plain = DatasetDict({name: _as_ids(part, name, Path(folder, f"{name}.arrow")) for name, part in data.items()})
         repository = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True).repo_id
-        api.upload_file(
-            path_or_fileobj=classes_json(classes).encode(),
-            path_in_repo=FILE_NAME,
-            repo_id=repository,
+        files = {
+            FILE_NAME: classes_json(classes),
+            "id2label.json": json.dumps(classes.id2label(), ensure_ascii=False, indent=2),  # transformers' examples'
+        }
+        api.create_commit(
+            repository,
+            [CommitOperationAdd(name, text.encode()) for name, text in files.items()],
             repo_type="dataset",
             commit_message="Classes",
         )

@@ -1,0 +1,129 @@
+"""Label Studio's JSON export: brush strokes (its own run lengths), polygons and rectangles (percent of the photo).
+
+Tasks that nobody has annotated, or whose annotation was cancelled, are left out; of several annotations the last
+counts.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from offseg_hf.data.formats.annotations import (
+    VOID,
+    Annotations,
+    Photos,
+    Sample,
+    Shapes,
+    is_void,
+    name_in_url,
+    output_name,
+    require_size,
+)
+from offseg_hf.data.formats.grouping import without_upload_prefix
+from offseg_hf.data.formats.masks import Region, crop, decode_brush, fill_rings, read_ring
+
+
+KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
+
+
+def is_label_studio(content: Any) -> bool:
+    """Return whether the content of a JSON file is an export of Label Studio (JSON, not JSON-MIN)."""
+    if not isinstance(content, list) or not content or not isinstance(content[0], dict):
+        return False
+    return "data" in content[0] and ("annotations" in content[0] or "completions" in content[0])
+
+
+def read_label_studio(files: dict[Path, list], root: Path, images: Path | None) -> Annotations:
+    """Return the annotations of exports; the classes are the labels that occur, by name.
+
+    Args:
+        files: their contents.
+        root: the source.
+        images: the folder of the photos, if they are not below the source.
+    """
+    result = Annotations("Label Studio", [])
+    folders = [images] if images else [root]
+    photos = Photos(*folders)
+    tasks = [(path, task) for path, content in files.items() for task in content]
+    labels = {label for _, task in tasks for part in _results(task) or [] for label in _labels(part)}
+    result.names = sorted(label for label in labels if not is_void(label))
+    ids = {label: VOID if is_void(label) else result.names.index(label) for label in labels}
+    waiting = 0
+    for path, task in tasks:
+        parts = _results(task)
+        if parts is None:
+            waiting += 1
+            continue
+        address = next((v for v in (task.get("data") or {}).values() if isinstance(v, str) and "." in v), "")
+        name = name_in_url(address)
+        file = f"{path}: task {task.get('id')}, {name}"
+        try:
+            photo = _find(photos, name)
+        except ValueError as error:
+            result.add(file, str(error))
+            continue
+        result.samples.append(Sample(output_name(photo, folders), photo, file, _reader(parts, ids)))
+    if waiting:
+        result.notes.append(f"{waiting} tasks are not annotated and left out")
+    return result
+
+
+def _find(photos: Photos, name: str) -> Path:
+    """Return a photo by its name, or by the one that it had before it was uploaded."""
+    try:
+        return photos.find(name)
+    except ValueError as error:
+        original = without_upload_prefix(name.rpartition("/")[2])
+        try:
+            return photos.find(original)
+        except ValueError:
+            raise error from None
+
+
+def _results(task: dict) -> list[dict] | None:
+    """Return what the last annotation of a task that counts has; None if there is none."""
+    done = task.get("annotations") or task.get("completions") or []
+    done = [annotation for annotation in done if not annotation.get("was_cancelled")]
+    return done[-1].get("result") or [] if done else None
+
+
+def _labels(part: dict) -> list[str]:
+    value = part.get("value") or {}
+    return [str(label) for kind in KINDS for label in value.get(kind) or []]
+
+
+def _reader(parts: list[dict], ids: dict[str, int]) -> Callable[[tuple[int, int]], Shapes]:
+    def read(size: tuple[int, int]) -> list[Region]:
+        regions = []
+        for part in parts:
+            if "value" not in part or part.get("type") in ("choices", "textarea", "rating", "brush", "polygon"):
+                continue  # of the whole photo, or the stroke whose labels stand beside it under the same id
+            try:
+                require_size((part.get("original_width"), part.get("original_height")), size)
+                region = _region(part, ids, size)
+            except ValueError as error:
+                raise ValueError(f"result {part.get('id')}: {error}") from None
+            if region is not None:
+                regions.append(region)
+        return regions
+
+    return read
+
+
+def _region(part: dict, ids: dict[str, int], size: tuple[int, int]) -> Region | None:
+    value, labels = part["value"], _labels(part)
+    if part.get("type") not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)}, got {part.get('type')}")
+    if len(labels) != 1:
+        raise ValueError(f"expected one label of a shape, got {', '.join(labels) or 'none'}")
+    class_id, percent = ids[labels[0]], (size[0] / 100, size[1] / 100)
+    if part["type"] == "brushlabels":
+        return crop(decode_brush(value.get("rle"), size), class_id)
+    if part["type"] == "rectanglelabels":
+        if value.get("rotation"):
+            raise ValueError("a rotated rectangle is not read; draw a polygon")
+        x, y, width, height = (float(value[key]) for key in ("x", "y", "width", "height"))
+        points = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    else:
+        points = value.get("points")
+    return fill_rings([read_ring(points, size, percent)], size, class_id)
