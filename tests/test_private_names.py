@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, SwinConfig, UperNetConfig
+from transformers import ImageSegmentationPipeline, PreTrainedConfig, PreTrainedModel, SwinConfig, UperNetConfig
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_processing_backends import PilBackend
@@ -245,6 +245,12 @@ PRIVATE_NAMES = [
         "multiply-accumulates are counted without memory (scripts/zoo_table.py)",
         fake_tensors,
         "import FakeTensorMode from where torch's documentation of fake tensors now has it",
+    ),
+    PrivateName(
+        "transformers",
+        ("_forward",),
+        "label maps of windows without a canvas of all classes in the pipeline (inference/pipeline.py)",
+        has(ImageSegmentationPipeline, "_forward"),
     ),
     PrivateName(
         "datasets",

@@ -144,6 +144,8 @@ def test_commands_are_there(document, words):
     match words:
         case ["offseg", *arguments]:
             check_offseg(arguments)
+        case ["accelerate", "launch", *_] if "offseg_hf.cli" in words:
+            check_offseg(words[words.index("offseg_hf.cli") + 1 :])
         case ["make", *arguments]:
             targets = {argument for argument in arguments if "=" not in argument}
             assert targets <= MAKE_TARGETS

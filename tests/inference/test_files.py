@@ -325,7 +325,7 @@ def test_processes_share_the_photos(tmp_path, model_folder):
     kept = tmp_path / "out" / "3_labels.png"
     kept.parent.mkdir()
     kept.write_text("mine")
-    script = "import sys; from offseg_hf.cli import main; sys.argv[0] = 'offseg'; main()"
+    script = "import runpy, sys; sys.argv[0] = 'offseg'; runpy.run_module('offseg_hf.cli', run_name='__main__')"
     arguments = ["segment", tmp_path / "in", "--model", model_folder, "--output", tmp_path / "out", "--device", "cpu"]
     first, second = run_together(2, script, *arguments)
     assert first.stdout == f"3 of 3 segmented, see {tmp_path / 'out'}\n"

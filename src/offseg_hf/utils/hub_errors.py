@@ -47,7 +47,8 @@ def _innermost(error: BaseException) -> _Reason | None:
     for link in reversed(chain):
         if found := _reason(link):
             is_all = link is error or type(error).__module__.startswith("huggingface_hub")
-            return found if is_all else found._replace(text=f"{_first_line(error).rstrip('.')}: {found.text}")
+            text = found.text if is_all else f"{_first_line(error).rstrip('.')}: {found.text}"
+            return _Reason(text, found.is_temporary)
     return None
 
 
