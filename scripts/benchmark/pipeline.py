@@ -86,6 +86,7 @@ def rows_of(label: str, names: list[str], path: Path | None, repeats: int) -> li
                 f"{measure_memory(label, name, path) / 2**20:.0f}",
             ]
         )
+        print(*rows[-1], sep=" | ", file=sys.stderr)
     return rows
 
 
