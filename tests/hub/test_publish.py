@@ -181,7 +181,7 @@ def test_publish(local_hub, checkpoints, tmp_path):
     code, out, err = publish(local_hub, checkpoints)
     assert fault.happened.wait(5) and code == 1
     assert rows(out)["offseg-t-ade"].startswith("failed the connection to the Hub was lost (")
-    assert "it goes on where it was" in rows(out)["offseg-t-ade"]
+    assert "it continues" in rows(out)["offseg-t-ade"]
     assert rows(out)["segnext-t-offset-context59"].startswith("published ")
     assert set(repository(local_hub, "offseg-t-ade").resolve("main").files) == {".gitattributes"}
     assert "1 of 2: offseg-t-ade, from " in err or "2 of 2: offseg-t-ade, from " in err

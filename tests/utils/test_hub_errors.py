@@ -266,7 +266,7 @@ def test_errors_of_other_kinds_are_not_explained(explained):
         ("create 500", ["problem of its own (500", "wait a while", "run the same command again"]),
         ("create 503", ["problem of its own (503"]),
         ("create 429", ["too many requests to the Hub: wait 7 seconds"]),
-        ("upload lost", ["the connection to the Hub was lost (", "it goes on where it was"]),
+        ("upload lost", ["the connection to the Hub was lost (", "it continues"]),
         ("conflict", ["the repository was changed by someone else meanwhile", "run the same command again"]),
     ],
 )

@@ -15,13 +15,13 @@ def convert(
     ],
     output: Annotated[Path, typer.Option(help="Folder for model, image processor and code.")],
     num_labels: Annotated[
-        int | None, typer.Option(min=1, help="Number of its classes; by default what its weights have.")
+        int | None, typer.Option(min=1, help="Number of classes; by default that of the weights.")
     ] = None,
     names: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|LIST",
-            help="Names of its classes: a classes.json, a file of a name per line, ade, or sky,road,car; by default "
+            help="Class names: a classes.json, a file with a name per line, ade, or sky,road,car; by default "
             "those in the checkpoint, or the preset's.",
         ),
     ] = None,
@@ -29,8 +29,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint of the official code to a transformers model, complete for the Hub.
 
-    The authors' checkpoints, and those of one's own trainings by the official code, on classes of one's own. Averaged
-    weights (EMA) beside a state dict are left aside: mmengine's are in the state dict already.
+    It takes the authors' checkpoints and those that you trained with the official code, whatever their classes.
+    Averaged weights (EMA) beside a state dict are ignored: mmengine has them in the state dict already.
 
     Examples:
         offseg convert offseg_t.pth --preset offseg-t-ade --output offseg-t-ade

@@ -201,7 +201,7 @@ def push(
     split: Annotated[
         str | None, typer.Option(help="Split to read: train, validation or test; by default all.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private data set.")] = False,
     config_name: ConfigName = None,
     revision: Revision = None,
     image_column: ImageColumn = None,

@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub
 
 
 def env() -> None:
-    """Print versions and devices, for a report of a problem.
+    """Print versions and devices, to put into a bug report.
 
     Examples:
         offseg env

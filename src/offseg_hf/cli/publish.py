@@ -16,17 +16,19 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="Folder of official checkpoints, searched with its subfolders.")],
     org: Annotated[str, typer.Option(help="Organization on the Hub, or a user: models become ORG/PRESET.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Convert, verify and say what would go up; change nothing.")
+        bool, typer.Option("--dry-run", help="Convert, verify and list what would be uploaded; change nothing.")
     ] = False,
-    only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these presets, as 'offseg-*'.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Publish these presets only, for example 'offseg-*'.")
+    ] = None,
     private: Private = False,
     overwrite: OverwriteChanged = False,
 ) -> None:
     """Publish official checkpoints: recognize, convert, verify, upload with code and card, tag the version.
 
-    Which preset a file is of is told by its keys and shapes, not by its name; what is not clear is listed and left
-    alone. What the Hub has already is not sent again: after an interruption, the same command goes on. Exit code 1 if
-    anything failed or was left alone.
+    The keys and shapes in a file tell its preset, not its name; what is not clear is listed and skipped. What the Hub
+    has already is not sent again: after an interruption, run the same command to continue. The exit code is 1 if
+    anything failed or was skipped.
 
     Examples:
         offseg publish checkpoints/ --org hvision --dry-run

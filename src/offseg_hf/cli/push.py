@@ -1,4 +1,4 @@
-"""`offseg push`: one's own model to the Hub."""
+"""`offseg push`: your model to the Hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from offseg_hf.cli.console import quiet_libraries, stderr, stdout
 
 
-Private = Annotated[bool, typer.Option("--private", help="Make repositories private ones.")]
+Private = Annotated[bool, typer.Option("--private", help="Create private repositories.")]
 OverwriteChanged = Annotated[
     bool, typer.Option("--overwrite", help="Replace what others have changed in a repository; otherwise it is kept.")
 ]
@@ -20,7 +20,7 @@ def push(
     private: Private = False,
     overwrite: OverwriteChanged = False,
 ) -> None:
-    """Upload one's own model: weights, configuration, image processor, code, and a card made from its training.
+    """Upload your model: weights, configuration, image processor, code, and a card made from its training.
 
     What the Hub has already is not sent again.
 

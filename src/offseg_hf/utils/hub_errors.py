@@ -12,7 +12,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import httpx  # whichever version of it the client brings
 
 
-AGAIN = "run the same command again, it goes on where it was"
+AGAIN = "run the same command again, it continues"
 LOG_IN = f"log in (`hf auth login`, or HF_TOKEN; tokens are at {constants.ENDPOINT}/settings/tokens)"
 NO_CONNECTION = httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError
 # Of hf_xet, whose errors are plain RuntimeErrors and ConnectionErrors: with the status of an answer, or without one.
