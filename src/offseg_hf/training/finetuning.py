@@ -121,13 +121,16 @@ def fit(recipe: Recipe, facts: Facts, processor: BaseImageProcessor) -> dict[str
         facts: of the data.
         processor: the model's, whose size training is at.
     """
+    config = AutoConfig.from_pretrained(recipe.model.checkpoint, trust_remote_code=False)
     scale, crop = sizes(facts.size, processor)
+    if config.model_type.startswith("eomt"):  # the only one of its kind whose processor need not make it so
+        crop = (config.image_size, config.image_size)
     arithmetic = pixel_arithmetic(processor)
     written = recipe.written
     batch = recipe.training.batch_size if "training.batch_size" in written else _batch_size(recipe, facts, crop)
     epoch = math.ceil(facts.num_samples / batch)
     length = recipe.schedule.in_iterations(epoch).length
-    masks = predicts_masks(recipe)
+    masks = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     optimizer: dict[str, Any] = dict(OF_MASKS) if masks else {}
     base = optimizer.get("learning_rate", recipe.optimizer.learning_rate)
     optimizer["learning_rate"] = float(f"{base * math.sqrt(batch / BATCHES[-1]):.2g}")
@@ -160,20 +163,19 @@ def sizes(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[tuple[i
     (view,) = prepare(Image.new("RGB", (width, height)), processor)
     seen = tuple(view["pixel_values"].shape[-2:])
     named = dict(processor.size)
-    is_cut = getattr(processor, "do_split_image", False) or getattr(processor, "window_size", None)
-    if getattr(processor, "do_resize", True) and named.get("shortest_edge"):
+    is_resized, window = getattr(processor, "do_resize", True), getattr(processor, "window_size", None)
+    if is_resized and named.get("shortest_edge"):
         factor = named["shortest_edge"] / min(size)
         if longest := named.get("longest_edge"):
             factor = min(factor, longest / max(size))
-    elif getattr(processor, "do_resize", True):
+    elif is_resized:
         factor = math.sqrt(seen[0] * seen[1] / (height * width))  # of photos that are stretched, as large in area
     else:
         factor = 1.0
     scale = (max(round(max(size) * factor), 1), max(round(min(size) * factor), 1))
-    window = getattr(processor, "window_size", None)
     if window:
         return scale, (window, window)
-    if is_cut or {"height", "width"} <= {name for name, value in named.items() if value}:
+    if is_resized and named.get("height"):
         return scale, (int(seen[0]), int(seen[1]))  # of a model that may be made for this size alone
     height, width = (min(round(edge * factor), CROP_PIXELS) for edge in size)
     return scale, (_next_multiple(height), _next_multiple(width))
@@ -184,12 +186,6 @@ def available_precision() -> str | None:
     if launched_precision() is not None or not torch.cuda.is_available():
         return None
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-
-
-def predicts_masks(recipe: Recipe) -> bool:
-    """Return whether the model of the recipe predicts masks, as Mask2Former and EoMT do."""
-    config = AutoConfig.from_pretrained(recipe.model.checkpoint, trust_remote_code=False)
-    return type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
 
 def in_words(recipe: Recipe, facts: Facts) -> list[str]:

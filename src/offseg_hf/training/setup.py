@@ -109,11 +109,11 @@ class Training:
 
     def why_it_ended(self) -> str:
         """Say why it ended before its last iteration."""
-        progress = self.progress
+        progress, plural = self.progress, "s" * (self.progress.evaluations_since_best > 1)
         best = "none had one" if progress.best_iteration is None else f"best/ is that of {progress.best_iteration}"
         return (
             f"ended at iteration {progress.iteration} of {self.schedule.length}: {progress.evaluations_since_best} "
-            f"evaluations in a row without a better mIoU (training.patience); {best}"
+            f"evaluation{plural} in a row without a better mIoU (training.patience); {best}"
         )
 
     def how_to_go_on(self) -> str:
