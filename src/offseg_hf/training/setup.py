@@ -127,7 +127,6 @@ class Training:
         return {
             "progress": asdict(self.progress),
             "recipe": self.recipe.to_dict(),
-            "iterations": self.schedule.length,
             "epoch": self.epoch,
             "labels": label_facts(label_set_of(self.train_data)),
             "samples": len(self.train_data),
