@@ -67,6 +67,10 @@ def test_data_takes_the_place_of_the_recipes(tmp_path):
 def test_all_keys_are_listed():
     result = offseg("recipe", "--keys")
     lines = result.stdout.splitlines()
+    assert "optimizer.learning_rate: a number (required)" in lines
     assert "training.seed: a whole number (default: 0)" in lines
-    assert lines[lines.index("schedule.iterations: a whole number (required)") + 1] == "    Steps of the optimizer."
+    assert (
+        lines[lines.index("schedule.iterations: a whole number or null (default: null)") + 1]
+        == "    Steps of the optimizer."
+    )
     assert offseg("recipe", RECIPE, "--keys").returncode == 2

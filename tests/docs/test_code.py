@@ -115,6 +115,8 @@ def check_offseg(words: list[str]) -> None:
     """The command takes these words: parsed as it does, and not run. Settings of recipes are real ones."""
     command, words, parent = command_of(words)
     context = command.make_context(command.name, words, parent=parent)
+    if command.name == "finetune":
+        load_recipe("finetune", ["data.source=x", "model.checkpoint=x", *(context.params["settings"] or [])])
     if command.name in ("train", "recipe"):
         arguments = [context.params["name"], *(context.params["settings"] or [])]
         names = [argument for argument in arguments if "=" not in argument]

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
+    EomtConfig,
+    EomtForUniversalSegmentation,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     PreTrainedModel,
@@ -27,6 +29,7 @@ from offseg_hf.conversion.keys import fit
 from offseg_hf.conversion.tables import OFFICIAL_TABLES
 from offseg_hf.training.optimization import (
     build_optimizer,
+    encoder_modules,
     learning_rate_factor,
     optimizer_groups,
     parameter_multipliers,
@@ -152,7 +155,7 @@ def segformer():
     return SegformerForSemanticSegmentation(config)
 
 
-def check_generic(model: nn.Module, encoder: str) -> None:
+def check_generic(model: nn.Module, encoder: str | tuple[str, ...]) -> None:
     """The parameters under `encoder` learn at 1, the others at 10; vectors do not decay."""
     names = [name for name, _ in model.named_parameters()]
     assert any(name.startswith(encoder) for name in names) and not all(name.startswith(encoder) for name in names)
@@ -253,3 +256,76 @@ def test_torch_schedulers_take_the_factor():
         assert scheduled == [group["lr"] for group in optimizer.param_groups]
         optimizer.step()
         scheduler.step()
+
+
+KINDS = {
+    "Adam": {},
+    "NAdam": {"momentum_decay": 0.01},
+    "RAdam": {"decoupled_weight_decay": True},
+    "Adamax": {},
+    "Adafactor": {"d": 2.0},
+    "Adagrad": {"initial_accumulator_value": 0.1},
+    "Adadelta": {"rho": 0.5},
+    "ASGD": {"alpha": 0.5},
+    "RMSprop": {"momentum": 0.5},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "AdamW": {"amsgrad": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimizers_of_torch_by_name(kind):
+    """A step is that of torch's own, with the groups' rates and decays."""
+    settings = [f"optimizer.kind={kind}", f"optimizer.options={json.dumps(KINDS[kind])}", "optimizer.eps=1e-6"]
+    if kind in ("Adafactor", "ASGD", "SGD"):
+        settings.remove("optimizer.eps=1e-6")
+    recipe = load_recipe("offseg-t-ade", settings)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    twin = deepcopy(model)
+    ours = build_optimizer(model, recipe)
+    assert type(ours) is getattr(torch.optim, kind)
+    rest = {} if len(settings) == 2 else {"eps": 1e-6}
+    groups = [
+        {"params": [twin.weight], "lr": 6e-5, "weight_decay": 0.01},
+        {"params": [twin.bias], "lr": 6e-5, "weight_decay": 0.0},
+    ]
+    theirs = getattr(torch.optim, kind)(groups, **rest, **KINDS[kind])
+    before = model.weight.detach().clone()
+    for optimizer, network in ((ours, model), (theirs, twin)):
+        for _ in range(3):
+            network(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not torch.equal(model.weight, before)
+    assert torch.allclose(model.weight, twin.weight, atol=1e-7) and torch.allclose(model.bias, twin.bias, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["kind=adam"], "optimizer.kind: expected one of AdamW, Adam"),
+        (["kind=LBFGS"], "optimizer.kind: expected one of"),
+        (["kind=SGD", "betas=[0.5, 0.9]"], r"optimizer.betas=\[0.5, 0.9\] has no effect, as optimizer.kind=SGD"),
+        (["kind=Adafactor", "eps=1e-3"], "optimizer.eps=0.001 has no effect, as optimizer.kind=Adafactor"),
+        (["kind=SGD", "options={momentun: 1}"], r"unknown key options.momentun \(did you mean options.momentum\?\)"),
+        (["options={lr: 1}"], "unknown key options.lr"),
+    ],
+)
+def test_wrong_optimizers_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("offseg-t-ade", [f"optimizer.{setting}" for setting in settings])
+
+
+def test_an_option_that_torch_refuses_is_named():
+    recipe = load_recipe("offseg-t-ade", ["optimizer.kind=SGD", "optimizer.options={momentum: fast}"])
+    with pytest.raises(ValueError, match="optimizer.options.momentum=fast: TypeError"):
+        build_optimizer(nn.Linear(2, 2), recipe)
+
+
+def test_the_encoder_of_an_eomt():
+    config = EomtConfig(hidden_size=32, num_hidden_layers=2, num_blocks=1, num_attention_heads=2, image_size=64)
+    with torch.device("meta"):
+        model = EomtForUniversalSegmentation(config)
+    assert {*encoder_modules(model)} == {"embeddings", "layers", "layernorm"}
+    check_generic(model, ("embeddings.", "layers.", "layernorm."))

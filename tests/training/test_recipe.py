@@ -1,13 +1,13 @@
 """The recipes against the official configurations; reading, inheriting, overriding and refusing them."""
 
 import json
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
+from offseg_hf.training.recipe import LossRecipe, ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.values import described
 from offseg_hf.zoo.presets import PRESETS
 
@@ -71,7 +71,7 @@ def write(tmp_path, monkeypatch):
 
 
 def test_every_preset_has_a_recipe():
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(PRESETS)
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted([*PRESETS, "finetune"])
 
 
 @every_recipe
@@ -134,10 +134,17 @@ def test_every_key_is_documented():
     keys = {setting.key: setting for setting in described(Recipe)}
     assert keys["training.seed"].kind == "a whole number" and keys["training.seed"].default == 0
     assert keys["training.mixed_precision"].kind == "one of no, fp16, bf16 or null"
-    assert keys["schedule.iterations"].is_required and not keys["training.ema_decay"].is_required
-    assert keys.keys() - {"name"} == {key for key in flat(asdict(load_recipe("offseg-t-ade"))) if "." in key} - {
-        "model.config.learn_batch_norm_statistics"
-    } | {"model.config", "model.image_processor"}
+    assert keys["optimizer.learning_rate"].is_required and not keys["training.ema_decay"].is_required
+    of_losses = {key for key in keys if key.startswith("loss[].")}
+    assert of_losses == {f"loss[].{item.name}" for item in fields(LossRecipe)}
+    assert keys.keys() - {"name", "loss"} - of_losses == {
+        key for key in flat(asdict(load_recipe("offseg-t-ade"))) if "." in key
+    } - {"model.config.learn_batch_norm_statistics"} | {
+        "model.config",
+        "model.image_processor",
+        "optimizer.options",
+        "schedule.options",
+    }
     for setting in keys.values():
         assert setting.documentation.endswith("."), setting
 
@@ -280,8 +287,14 @@ def test_circles_are_refused(write):
         (VALID + "name: a\nname: b", "mine.yaml: expected YAML, got the key name twice"),
         (VALID + "name: !!python/name:os.system", "mine.yaml: expected YAML, got could not determine"),
         (VALID.replace("{iterations: 10}", ""), "mine.yaml: schedule: expected keys and values, got None"),
-        (VALID.replace("iterations: 10", "power: 1"), "mine.yaml: expected schedule.iterations, got none"),
-        (VALID.replace("schedule: {iterations: 10}", ""), "mine.yaml: expected schedule.iterations, got none"),
+        (
+            VALID.replace("iterations: 10", "power: 1"),
+            "mine.yaml: schedule: expected iterations or epochs, got neither",
+        ),
+        (
+            VALID.replace("schedule: {iterations: 10}", ""),
+            "mine.yaml: schedule: expected iterations or epochs, got neither",
+        ),
         (VALID.replace("source: ade", "labels: x"), "mine.yaml: expected data.source, got none"),
         ("{", "mine.yaml: expected YAML, got "),
         ("", "mine.yaml: expected keys and values, got None"),

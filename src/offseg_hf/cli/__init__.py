@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from offseg_hf import __version__
-from offseg_hf.cli import convert, env, evaluate, presets, publish, push, recipe, segment, train
+from offseg_hf.cli import convert, env, evaluate, finetune, presets, publish, push, recipe, segment, train
 from offseg_hf.cli.console import command, command_group, stdout
 from offseg_hf.cli.data import data_app
 
@@ -22,7 +22,7 @@ app = command_group(
     "Semantic segmentation by offset learning: train, evaluate, use and share models.",
     """
     offseg segment photos/ --model hvision/offseg-t-ade --output segmented
-    offseg train offseg-t-ade --output runs/mine data.source=my_photos
+    offseg finetune --data my_photos --model runs/before/best --output runs/mine
     offseg evaluate --model runs/mine/best --data my_photos
     """,
     add_completion=True,
@@ -42,6 +42,7 @@ def offseg(
 commands: tuple[Callable[..., None], ...] = (
     segment.segment,
     train.train,
+    finetune.finetune,
     evaluate.evaluate,
     presets.presets,
     recipe.recipe,

@@ -27,7 +27,7 @@ ELSEWHERE = {
     "test": "evaluate",
     "eval": "evaluate",
     "fit": "train",
-    "finetune": "train",
+    "fine-tune": "finetune",
     "upload": "push",
 }
 

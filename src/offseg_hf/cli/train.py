@@ -10,6 +10,12 @@ from offseg_hf.cli.console import quiet_libraries, wrong_usage
 from offseg_hf.cli.recipe import Config, Name, Settings, recipe_and_settings
 
 
+Resume = Annotated[
+    str | None,
+    typer.Option(help="auto, to go on from the newest checkpoint in the output, or a checkpoint's folder."),
+]
+
+
 def train(
     name: Name = None,
     settings: Settings = None,
@@ -18,10 +24,7 @@ def train(
         str | None, typer.Option(help="Folder of a data set, or its name on the Hub, instead of the recipe's.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and log; runs/NAME by default.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(help="auto, to go on from the newest checkpoint in the output, or a checkpoint's folder."),
-    ] = None,
+    resume: Resume = None,
 ) -> None:
     """Train a model by a recipe.
 

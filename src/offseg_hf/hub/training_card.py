@@ -229,14 +229,19 @@ def _training_note(training: Training, data_id: str | None, data_title: str, bas
     if not training.recipe:
         return ""
     recipe = training.recipe
-    done, all_of_them = training.iteration, recipe["schedule"]["iterations"]
-    iterations = f"{all_of_them} iterations" if done is None else f"{done} of {all_of_them} iterations"
+    done, schedule = training.iteration, recipe["schedule"]
+    is_in_epochs = schedule.get("epochs", "null") != "null"
+    length = f"{schedule['epochs']} epochs" if is_in_epochs else f"{schedule['iterations']} iterations"
+    if done is not None:
+        length = f"{done} iterations (of at most {length})" if is_in_epochs else f"{done} of {length}"
     data = f"[{data_id}](https://huggingface.co/datasets/{data_id})" if data_id else data_title
     start = _start(recipe["model"])
     begin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else start
+    optimizer = recipe["optimizer"]
+    learning = f"{optimizer.get('kind', 'AdamW')} at a learning rate of {optimizer['learning_rate']}"
     return (
-        f"{iterations} of {recipe['training']['batch_size']} samples of {data}, split "
-        f"`{recipe['data']['train_split']}`, with AdamW at a learning rate of {recipe['optimizer']['learning_rate']}, "
+        f"{length} of {recipe['training']['batch_size']} samples of {data}, split "
+        f"`{recipe['data']['train_split']}`, with {learning}, "
         f"beginning from {begin or 'random weights'}."
     )
 

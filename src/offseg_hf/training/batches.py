@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from offseg_hf.data.dataset import sample_name
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
+from offseg_hf.training.build import takes_masks
 from offseg_hf.training.interruption import ignore_signals
 from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import Recipe
@@ -56,7 +56,7 @@ class Batches(Iterator[tuple[Inputs, float]]):
         self.size = device_batch_size(recipe, processes)
         self.accumulation = recipe.training.batch_size // processes // self.size
         self._recipe, self._accelerator = recipe, accelerator
-        self._takes_masks = "mask_labels" in inspect.signature(type(model).forward).parameters
+        self._takes_masks = takes_masks(model)
         with named_settings("model.image_processor", recipe.model.image_processor):
             self._channels = require_same_pixels(recipe.augmentation, processor)
         start = iteration * recipe.training.batch_size

@@ -14,11 +14,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from offseg_hf.adaptation import apply_offset_learning
 from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
-from offseg_hf.training.optimization import OFFSETS, encoder_of
+from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
 from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class, register
@@ -70,7 +71,50 @@ def build_model(
         changes = check_settings("model.image_processor", changes, kinds)
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **changes)
     require_trainable(model)
+    if recipe.model.offset_learning:
+        model = with_offset_learning(model, checkpoint)
     return model, processor
+
+
+def with_offset_learning(model: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:
+    """Apply offset learning, which continues the classifier; raises ValueError where that has no effect or place."""
+    try:
+        adapted = apply_offset_learning(model)
+    except ValueError as error:
+        raise ValueError(f"model.offset_learning=true does not go with {checkpoint}: {error}") from None
+    assert isinstance(adapted, PreTrainedModel)
+    return adapted
+
+
+def freeze(model: PreTrainedModel, recipe: Recipe) -> list[str]:
+    """Take the gradients of what is not to learn; returns the auxiliary heads among it, of which nobody has said so.
+
+    Raises ValueError if the encoder is to be frozen and nothing is known as one.
+    """
+    if recipe.model.freeze == "encoder":
+        if not (encoder := encoder_modules(model)):
+            raise ValueError(f"model.freeze=encoder: nothing in this {type(model).__name__} is known as its encoder")
+        for module in encoder.values():
+            module.requires_grad_(False)
+    if not recipe.loss or takes_masks(model):
+        return []
+    heads = {name: module for name, module in model.named_modules() if name.split(".")[-1].startswith("auxiliary")}
+    for module in heads.values():
+        module.requires_grad_(False)
+    return list(heads)
+
+
+def keep_training_mode(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Set training mode, but for a frozen encoder: norms in it keep their statistics, and nothing is dropped."""
+    model.train()
+    if recipe.model.freeze == "encoder":
+        for module in encoder_modules(model).values():
+            module.eval()
+
+
+def takes_masks(model: PreTrainedModel) -> bool:
+    """Return whether a model learns from masks and their classes, and not from label maps."""
+    return "mask_labels" in inspect.signature(type(model).forward).parameters
 
 
 def require_trainable(model: PreTrainedModel) -> None:
@@ -104,6 +148,8 @@ def settings_without_effect(recipe: Recipe, model: PreTrainedModel, processor: B
         if recipe.model.image_processor.get(name) is not None and getattr(processor, switch, None) in is_off:
             value = str(getattr(processor, switch, None)).lower().replace("none", "null")
             found.append((f"model.image_processor.{name}", f"its {switch} is {value}"))
+    if recipe.loss and takes_masks(model):
+        found.append(("loss", f"{type(model).__name__} predicts masks, and has a loss of its own"))
     optimizer = recipe.optimizer
     names = [name for name, _ in model.named_parameters()]
     if optimizer.offset_multiplier != 1 and not any(OFFSETS.match(name) for name in names):

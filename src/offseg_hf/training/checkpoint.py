@@ -26,6 +26,7 @@ from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.hub.training_card import STATE_FILE
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.state import Progress
+from offseg_hf.training.values import described
 from offseg_hf.utils.files import finish_replacing, replacing
 from offseg_hf.utils.texts import one_line
 from offseg_hf.utils.yaml_files import flat
@@ -43,6 +44,7 @@ FREE_TO_CHANGE = {
     "training.evaluation_interval",
     "training.checkpoint_interval",
     "training.log_interval",
+    "training.patience",
     "training.report_to",
     "training.hub_repository",
     "training.hub_private",
@@ -228,5 +230,8 @@ def _begin_another(checkpoint: Path, recipe: Recipe) -> str:
 def _changes(recipe: Recipe, saved: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return key -> (value that was saved, value now), of those that differ."""
     now, before = flat(recipe.to_dict()), flat(saved)
+    for setting in described(Recipe):  # that came after the checkpoint, which had the default
+        if setting.key in now and not setting.is_required:
+            before.setdefault(setting.key, json.loads(json.dumps(setting.default)))
     keys = [key for key in {**before, **now} if now.get(key) != before.get(key)]
     return {key: (before.get(key), now.get(key)) for key in keys}

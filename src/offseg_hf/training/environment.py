@@ -1,6 +1,7 @@
 """The environment of a training: what its launcher was told, and a record for who reads its results later."""
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -57,7 +58,7 @@ def mixed_precision(wanted: Precision | None, environment: Mapping[str, str]) ->
 
     Raises ValueError where the two differ.
     """
-    launched = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
+    launched = launched_precision(environment) or "no"
     known = get_args(Precision)
     if launched not in known:
         raise ValueError(f"ACCELERATE_MIXED_PRECISION: expected one of {', '.join(known)}, got {launched}")
@@ -67,6 +68,12 @@ def mixed_precision(wanted: Precision | None, environment: Mapping[str, str]) ->
             "(ACCELERATE_MIXED_PRECISION): leave out one of the two"
         )
     return wanted or cast(Precision, launched)
+
+
+def launched_precision(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the precision that the launcher was told, if it is another than float32."""
+    launched = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
+    return None if launched == "no" else launched
 
 
 def make_accelerator(precision: str, tracker: str | None, output: Path) -> Accelerator:

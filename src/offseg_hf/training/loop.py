@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,15 @@ def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) 
             run = Run(training, stack)
         progress, settings = training.progress, training.recipe.training
         finish_iteration(training, run, interruption)  # what a training that goes on was killed before
-        while progress.iteration < training.recipe.schedule.iterations:
+        while not training.is_done:
             begin = time.perf_counter()
             norm, signal = training_step(training, interruption)
             run.advance(time.perf_counter() - begin)
             if progress.is_due(settings.log_interval):
                 run.log_training(progress.take_mean_loss(), norm)
             finish_iteration(training, run, interruption, signal)
+        if training.has_lost_patience:
+            run.say(training.why_it_ended())
         if settings.hub_repository is not None:
             with interruption.breakable(training.how_to_go_on()):
                 run.finish()
@@ -65,7 +68,7 @@ def training_step(training: Training, interruption: Interruption) -> tuple[float
     """Do an iteration; returns the gradients' norm, and the signal that any of the processes got so far, or 0."""
     accelerator, progress, recipe = training.accelerator, training.progress, training.recipe
     seed_generators(recipe.training.seed, ITERATION, progress.iteration, accelerator.process_index)
-    set_learning_rates(training.optimizer, progress.iteration, recipe.schedule)
+    set_learning_rates(training.optimizer, progress.iteration, training.schedule)
     steps = training.batches.accumulation
     losses = [backward(training, is_last=step == steps - 1) for step in range(steps)]
     norm = clip_gradients(training)
@@ -93,7 +96,10 @@ def backward(training: Training, is_last: bool) -> Tensor:
 def forward(training: Training, inputs: dict[str, Tensor | list[Tensor]]) -> Tensor:
     """Compute the loss; raises ValueError for batch norms that get a single value."""
     try:
-        return training.wrapped_model(**inputs).loss
+        if training.loss is None:
+            return training.wrapped_model(**inputs).loss
+        logits = training.wrapped_model(pixel_values=inputs["pixel_values"]).logits
+        return training.loss(logits, cast(Tensor, inputs["labels"]))
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):  # of torch's batch norms
             raise
@@ -154,11 +160,11 @@ def _what_went_wrong(training: Training, problem: str, samples: list[str]) -> st
 def finish_iteration(training: Training, run: Run, interruption: Interruption, signal: int = 0) -> None:
     """Save, evaluate and publish what is due after an iteration; raises TrainingInterrupted if a signal came."""
     progress, settings = training.progress, training.recipe.training
-    is_done = progress.iteration == training.recipe.schedule.iterations
+    is_last = progress.iteration == training.schedule.length
     to_evaluate = progress.evaluated < progress.iteration and (
-        is_done or progress.is_due(settings.evaluation_interval)
+        is_last or progress.is_due(settings.evaluation_interval or training.epoch)
     )
-    if signal or is_done or to_evaluate or progress.is_due(settings.checkpoint_interval):
+    if signal or is_last or to_evaluate or progress.is_due(settings.checkpoint_interval or training.epoch):
         save(training)
     if signal:
         raise TrainingInterrupted(signal, training.how_to_go_on())

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate, as the official code has them.
+"""The optimizer's parameter groups and the learning rate, as the official code has them.
 
 The official multipliers go by substrings of the official parameters' names, so that they reach further than meant:
 the attention's `talking_head` learns like the head, the head's norms decay, and so do the encoder's norms that are
@@ -6,18 +6,25 @@ named by a number. What came of it is in the rows of `zoo.families`, in our name
 official optimizer.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
+import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from offseg_hf.training.recipe import Recipe, ScheduleRecipe
+from offseg_hf.training.schedules import factors_of_transformers
+from offseg_hf.training.values import named_settings
 from offseg_hf.zoo.families import Family, family_of
 
 
 # What other models, of transformers and of segmentation_models_pytorch, call their encoder.
 ENCODER = r"(model\.)?(pixel_level_module\.)?(encoder|backbone)\."
+ENCODER_OF_EOMT = r"(embeddings|layers|layernorm)\."  # queries go through the last of its layers, too
+FUSED = ("Adam", "AdamW", "SGD")  # have all of a step in one kernel, on the CPU too
 OFFSETS = re.compile(r"(.*\.)?(class|feature)_offset_proj\.")
 
 
@@ -42,12 +49,24 @@ def encoder_of(model: nn.Module) -> re.Pattern:
     return re.compile(family.encoder_parameters if family else _encoder_pattern(model))
 
 
+def encoder_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that are the encoder of a model, by name; none of them is in another."""
+    encoder = encoder_of(model)
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if encoder.match(f"{name}.") and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
 def _family(model: nn.Module) -> Family | None:
     return family_of(getattr(getattr(model, "config", None), "model_type", None))
 
 
 def _encoder_pattern(model: nn.Module) -> str:
     """Find the encoder by what transformers calls the base model; one called `model` holds the head, too."""
+    if getattr(getattr(model, "config", None), "model_type", "").startswith("eomt"):
+        return ENCODER_OF_EOMT
     prefix = getattr(model, "base_model_prefix", "")
     base = getattr(model, prefix, None) if prefix else None
     if not isinstance(base, nn.Module):
@@ -79,22 +98,37 @@ def optimizer_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     ]
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """Make AdamW over `optimizer_groups`, all of a step in one kernel."""
-    return AdamW(optimizer_groups(model, recipe), betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
+def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """Make the optimizer over `optimizer_groups`; raises ValueError for options that it does not take so."""
+    settings = recipe.optimizer
+    arguments = {name: getattr(settings, name) for name in ("betas", "eps") if settings.takes(name)}
+    if settings.kind in FUSED:
+        arguments["fused"] = True
+    groups = optimizer_groups(model, recipe)
+    with named_settings("optimizer.options", settings.options):
+        return getattr(torch.optim, settings.kind)(groups, **arguments, **settings.options)
 
 
 def learning_rate_factor(iteration: int, schedule: ScheduleRecipe) -> float:
     """Return what the learning rates of an iteration, from 0, are multiplied by.
 
-    The last iteration of the warm-up has the full rate, the last of all has 0, as in mmengine's LinearLR and PolyLR.
+    Polynomially: the last iteration of the warm-up has the full rate, the last of all has 0, as in mmengine's LinearLR
+    and PolyLR.
     """
+    if schedule.kind != "polynomial":
+        options = json.dumps(schedule.options, sort_keys=True)
+        return _factors(schedule.kind, schedule.warmup_iterations, schedule.length, options)(iteration)
     if iteration < schedule.warmup_iterations:
         progress = iteration / (schedule.warmup_iterations - 1) if schedule.warmup_iterations > 1 else 1.0
         return schedule.warmup_start_factor + (1 - schedule.warmup_start_factor) * progress
-    length = schedule.iterations - schedule.warmup_iterations - 1
+    length = schedule.length - schedule.warmup_iterations - 1
     done = min(iteration - schedule.warmup_iterations, length)
     return (1 - done / length) ** schedule.power if length else 1.0
+
+
+@cache
+def _factors(kind, warmup_iterations: int, iterations: int, options: str) -> Callable[[int], float]:
+    return factors_of_transformers(kind, warmup_iterations, iterations, json.loads(options))
 
 
 def set_learning_rates(optimizer: Optimizer, iteration: int, schedule: ScheduleRecipe) -> None:

@@ -12,16 +12,29 @@ The docstrings here are what `offseg recipe --keys` prints.
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from offseg_hf.data.source import DataSource
 from offseg_hf.data.transforms import TrainingTransform
-from offseg_hf.training.values import check_settings, construct, require, require_known, settings_of, typed
+from offseg_hf.training.schedules import ScheduleKind, factors_of_transformers, options_of_schedule
+from offseg_hf.training.values import (
+    check_settings,
+    construct,
+    named_settings,
+    require,
+    require_known,
+    settings_of,
+    typed,
+)
 from offseg_hf.utils.yaml_files import dump_yaml, flat, merge, parse_yaml, without
 from offseg_hf.zoo.presets import PRESETS, Preset, configs_folder, get_preset, nearest_presets
 
@@ -36,8 +49,26 @@ SUPERSEDED = {
     "model.preset": ("model.checkpoint",),
     "augmentation.scale": ("augmentation.shortest_edges", "augmentation.longest_edge"),
     "augmentation.shortest_edges": ("augmentation.scale", "augmentation.ratio_range"),
+    "schedule.iterations": ("schedule.epochs",),
+    "schedule.epochs": ("schedule.iterations",),
 }
 Precision = Literal["no", "fp16", "bf16"]
+OptimizerKind = Literal[
+    "AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "Adadelta", "ASGD", "RMSprop", "SGD"
+]
+LossKind = Literal["cross_entropy", "focal", "dice", "lovasz", "boundary"]
+# The settings that a loss has beside its weight.
+LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
+    "cross_entropy": ("class_weights", "label_smoothing", "ohem_threshold", "ohem_min_kept"),
+    "focal": ("class_weights", "gamma"),
+    "dice": ("smooth",),
+    "lovasz": (),
+    "boundary": ("class_weights", "radius", "boundary_weight"),
+}
+# Of an optimizer, what other settings say, and what makes no difference to a training or would turn it around.
+NO_OPTIONS = {"params", "lr", "weight_decay", "betas", "eps", "foreach", "fused", "capturable", "differentiable"}
+NO_OPTIONS |= {"maximize"}
+FINETUNE = "finetune"  # the recipe for data of one's own, which is no preset
 OF_THE_DATA = ("id2label", "label2id", "num_labels", "semantic_loss_ignore_index", "loss_ignore_index")
 
 
@@ -52,6 +83,9 @@ class ModelRecipe:
             and `pretrained`.
         config: Changes to fields of the model's configuration, which is that of the preset or the checkpoint.
         image_processor: Changes to settings of the image processor, which is that of the preset or the checkpoint.
+        offset_learning: Put offset learning in the place of the checkpoint's classifier, which it continues.
+        freeze: Keep the encoder as it is: its weights get no gradients, its norms keep their statistics, and nothing
+            in it is dropped at random.
     """
 
     preset: str | None = None
@@ -59,6 +93,8 @@ class ModelRecipe:
     checkpoint: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     image_processor: dict[str, Any] = field(default_factory=dict)
+    offset_learning: bool = False
+    freeze: Literal["encoder"] | None = None
 
     def __post_init__(self):
         for name in ("pretrained", "checkpoint"):
@@ -124,13 +160,15 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """AdamW; `training.optimization` says which parameters decay.
+    """An optimizer of torch; `training.optimization` says which parameters decay.
 
     Args:
+        kind: The optimizer, by its name in `torch.optim`.
         learning_rate: The learning rate after the warm-up, before multipliers.
         weight_decay: Decoupled weight decay, of the weights that decay.
-        betas: AdamW's decay rates of the gradient's moments.
-        eps: AdamW's term that keeps the division stable.
+        betas: Decay rates of the gradient's moments.
+        eps: Term that keeps the division stable.
+        options: Other arguments of the optimizer, such as {momentum: 0.9, nesterov: true} of SGD.
         encoder_multiplier: Multiplies the learning rate of the encoder.
         head_multiplier: Multiplies the learning rate of everything else.
         offset_multiplier: Multiplies, once more, the learning rate of the projections that make offsets; 0.1 helps
@@ -138,10 +176,12 @@ class OptimizerRecipe:
         max_gradient_norm: Clips the norm of all gradients together; null leaves them as they are.
     """
 
+    kind: OptimizerKind = "AdamW"
     learning_rate: float
     weight_decay: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    options: dict[str, Any] = field(default_factory=dict)
     encoder_multiplier: float = 1.0
     head_multiplier: float = 1.0
     offset_multiplier: float = 1.0
@@ -158,30 +198,131 @@ class OptimizerRecipe:
         require(learns, "an encoder_multiplier or a head_multiplier above 0", multipliers[:2])
         norm = self.max_gradient_norm
         require(norm is None or norm > 0, "a max_gradient_norm above 0, or null", norm)
+        require_known(self.options, [name for name in self.arguments() if name not in NO_OPTIONS], "options.")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the defaults of the arguments of the optimizer."""
+        parameters = inspect.signature(getattr(torch.optim, self.kind)).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
+
+    def takes(self, name: str) -> bool:
+        """Return whether betas or eps are arguments of the optimizer; Adafactor's eps is another."""
+        arguments = self.arguments()
+        return name in arguments and (name == "betas" or isinstance(arguments[name], float))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe:
-    """The length of the training and the learning rate over it: a linear warm-up, then polynomial decay to 0.
+    """The length of the training, in iterations or in epochs, and the learning rate over it.
 
     Args:
         iterations: Steps of the optimizer.
-        warmup_iterations: How many of them warm up.
-        warmup_start_factor: Multiplies the learning rate of the first iteration of the warm-up.
-        power: Exponent of the decay; 1 is linear.
+        epochs: Times that all samples are seen, instead of `iterations`; an epoch has as many whole iterations as it
+            takes to see each of them.
+        kind: The learning rate after the warm-up: `polynomial` decay to 0, as officially, or as transformers'
+            `get_scheduler` has it.
+        warmup_iterations: How many iterations warm up.
+        warmup_start_factor: Multiplies the learning rate of the first iteration of the warm-up; transformers' begin
+            with 0.
+        power: Exponent of the polynomial decay; 1 is linear.
+        options: Arguments of transformers' schedule, such as {num_cycles: 3} of cosine_with_restarts.
     """
 
-    iterations: int
+    iterations: int | None = None
+    epochs: int | None = None
+    kind: ScheduleKind = "polynomial"
     warmup_iterations: int = 0
     warmup_start_factor: float = 1e-6
     power: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        require(self.iterations > 0, "iterations above 0", self.iterations)
-        fits = 0 <= self.warmup_iterations < self.iterations
-        require(fits, f"warmup_iterations from 0 to below iterations ({self.iterations})", self.warmup_iterations)
+        lengths = [name for name in ("iterations", "epochs") if getattr(self, name) is not None]
+        if len(lengths) != 1:
+            raise ValueError(f"expected iterations or epochs, got {'both' if lengths else 'neither'}")
+        for name in lengths:
+            require(getattr(self, name) > 0, f"{name} above 0", getattr(self, name))
+        fits = 0 <= self.warmup_iterations < (math.inf if self.iterations is None else self.iterations)
+        below = "" if self.iterations is None else f" to below iterations ({self.iterations})"
+        require(fits, f"warmup_iterations from 0{below}", self.warmup_iterations)
         require(0 <= self.warmup_start_factor <= 1, "a warmup_start_factor from 0 to 1", self.warmup_start_factor)
         require(self.power > 0, "a power above 0", self.power)
+        known, needed = options_of_schedule(self.kind)
+        require_known(self.options, known, "options.")
+        for name in needed:
+            require(name in self.options, f"options.{name}, which {self.kind} needs", "none")
+        if self.kind != "polynomial":
+            with named_settings("options", self.options):
+                factors_of_transformers(self.kind, self.warmup_iterations, self.iterations or 10**6, self.options)(0)
+
+    @property
+    def length(self) -> int:
+        """How many iterations it has, of one that counts them."""
+        assert self.iterations is not None
+        return self.iterations
+
+    def in_iterations(self, per_epoch: int) -> ScheduleRecipe:
+        """Return the schedule as one that counts iterations, of which an epoch has so many."""
+        return self if self.epochs is None else replace(self, iterations=self.epochs * per_epoch, epochs=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe:
+    """A loss of the logits, at the size of the label maps; a mean over labeled pixels, or over the classes there are.
+
+    Args:
+        kind: `cross_entropy`; `focal`, which weighs pixels down that are right already; `dice` and `lovasz`
+            (Lovasz-softmax), which follow the overlap of each class; `boundary`, a cross-entropy in which pixels near
+            the border of two classes weigh more.
+        weight: Multiplies the loss, in the sum of all of them.
+        class_weights: Weights of the classes' pixels in the mean, one per class; `offseg data check --stats` proposes
+            some.
+        label_smoothing: Share of a pixel's label that is spread over all classes.
+        ohem_threshold: Count the pixels alone whose class gets less than this probability (online hard example
+            mining); null for all.
+        ohem_min_kept: Pixels, per sample, that count at least then.
+        gamma: Exponent by which the focal loss weighs easy pixels down.
+        smooth: Added to both sides of the dice coefficient's fraction.
+        radius: Pixels from a border that are near it.
+        boundary_weight: What a pixel near a border counts; others count 1.
+    """
+
+    kind: LossKind
+    weight: float = 1.0
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    ohem_threshold: float | None = None
+    ohem_min_kept: int = 10_000
+    gamma: float = 2.0
+    smooth: float = 1.0
+    radius: int = 3
+    boundary_weight: float = 5.0
+
+    def __post_init__(self):
+        others = {name for names in LOSS_SETTINGS.values() for name in names} - {*LOSS_SETTINGS[self.kind]}
+        if self.ohem_threshold is None:
+            others.add("ohem_min_kept")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in others and value != item.default:
+                reason = (
+                    f"kind={self.kind} does not take it"
+                    if item.name not in LOSS_SETTINGS[self.kind]
+                    else ("ohem_threshold is null")
+                )
+                raise ValueError(f"{item.name}={json.dumps(value)} has no effect, as {reason}: remove it")
+        require(self.weight > 0, "a weight above 0", self.weight)
+        weights = self.class_weights
+        fits = weights is None or (all(0 <= weight < math.inf for weight in weights) and any(weights))
+        require(fits, "class_weights of 0 or more, of which one is above 0", weights)
+        require(0 <= self.label_smoothing < 1, "a label_smoothing in [0, 1)", self.label_smoothing)
+        threshold = self.ohem_threshold
+        require(threshold is None or 0 < threshold <= 1, "an ohem_threshold in (0, 1], or null", threshold)
+        require(self.ohem_min_kept > 0, "an ohem_min_kept above 0", self.ohem_min_kept)
+        require(self.gamma >= 0, "a gamma of 0 or more", self.gamma)
+        require(self.smooth >= 0, "a smooth of 0 or more", self.smooth)
+        require(self.radius > 0, "a radius above 0", self.radius)
+        require(self.boundary_weight > 0, "a boundary_weight above 0", self.boundary_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,17 +330,18 @@ class TrainingRecipe:
     """The rest of the loop. Intervals are in iterations; an iteration is one step of the optimizer.
 
     A smaller `device_batch_size` changes no more than rounding, except where what is computed depends on the samples
-    that are seen together: batch norms that learn, paths and units that are dropped, and the losses of transformers'
-    own models, which are means over labeled pixels.
+    that are seen together: batch norms that learn, paths and units that are dropped, and losses that are means over
+    labeled pixels, as those of `loss` and of transformers' own models are.
 
     Args:
         batch_size: Samples per iteration, of all processes together.
-        evaluation_interval: Iterations from one evaluation to the next.
-        checkpoint_interval: Iterations from one checkpoint to the next.
+        evaluation_interval: Iterations from one evaluation to the next; null for one each epoch.
+        checkpoint_interval: Iterations from one checkpoint to the next; null for one each epoch.
         log_interval: Iterations from one line in the log to the next.
         device_batch_size: Samples that a device takes at once, to save memory; null for its whole part of the batch.
         mixed_precision: Precision of the forward; null for what `accelerate launch` was told, or else none.
         ema_decay: Decay of averaged weights, which are then evaluated and saved; null for no averaging.
+        patience: Evaluations in a row without a better mIoU after which the training stops; null to train to the end.
         seed: Seed of everything random.
         report_to: Tracker that gets what the log gets.
         hub_repository: Repository on the Hub, as user/name, that gets the best model whenever it improves.
@@ -207,19 +349,21 @@ class TrainingRecipe:
     """
 
     batch_size: int
-    evaluation_interval: int
-    checkpoint_interval: int
+    evaluation_interval: int | None = None
+    checkpoint_interval: int | None = None
     log_interval: int = 50
     device_batch_size: int | None = None
     mixed_precision: Precision | None = None
     ema_decay: float | None = None
+    patience: int | None = None
     seed: int = 0
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     hub_repository: str | None = None
     hub_private: bool = False
 
     def __post_init__(self):
-        for name in ("batch_size", "evaluation_interval", "checkpoint_interval", "log_interval", "device_batch_size"):
+        counts = ("batch_size", "evaluation_interval", "checkpoint_interval", "log_interval", "device_batch_size")
+        for name in (*counts, "patience"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} above 0", value)
         average = self.ema_decay
@@ -233,6 +377,8 @@ class Recipe:
 
     Args:
         name: Name of the recipe, by default its file's.
+        loss: Losses whose weighted sum is minimized, such as [{kind: cross_entropy}, {kind: dice, weight: 0.5}]; an
+            empty list for the model's own.
         written: The settings (`section.name`) that its user wrote, and did not inherit.
         left_out: Those that were inherited and do not apply.
     """
@@ -243,6 +389,7 @@ class Recipe:
     augmentation: TrainingTransform
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe
+    loss: tuple[LossRecipe, ...] = ()
     training: TrainingRecipe
     written: frozenset[str] = field(default=frozenset(), compare=False, repr=False, metadata={"is_setting": False})
     left_out: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"is_setting": False})
@@ -290,13 +437,15 @@ class Recipe:
         return get_preset(self.model.preset)
 
 
-def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Load the recipe in a YAML file, or the official one of that name.
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = (), fitted: Mapping[str, Any] | None = None) -> Recipe:
+    """Load the recipe in a YAML file, or that of the package of that name.
 
     Args:
-        recipe: a file, or the name of a preset.
+        recipe: a file, the name of a preset, or "finetune".
         overrides: what replaces its values, such as `"training.seed=1"`; values are YAML, as in
             `"optimizer.betas=[0.9, 0.99]"` and `"model.pretrained=null"`.
+        fitted: values by section that were found for some data, which replace the file's, and are replaced by
+            `overrides`; nobody has written them.
 
     Raises:
         ValueError: for whatever is not a recipe, with the file and the key.
@@ -305,8 +454,10 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = _locate(recipe)
     left_out: list[str] = []
     inherited, own = _read(path, (), left_out)
-    if is_official(path) and path.stem in PRESETS:  # who takes an official recipe has not written it
+    if is_official(path):  # who takes a recipe of the package has not written it
         inherited, own = _over(inherited, own, left_out), {}
+    if fitted is not None:
+        inherited, own = _over(_over(inherited, own, left_out), fitted, left_out), {}
     for override in overrides:
         own = merge(own, _parse_override(override))
     values = {"name": path.stem} | _over(inherited, own, left_out)
@@ -331,7 +482,7 @@ def _locate(recipe: str | Path) -> Path:
         raise FileNotFoundError(
             f"{path}: expected a recipe's file or a preset's name{nearest_presets(path.stem)}, got no such file"
         )
-    if str(recipe) not in PRESETS:
+    if str(recipe) not in (*PRESETS, FINETUNE):
         raise ValueError(
             f"unknown recipe {str(recipe)!r}{nearest_presets(str(recipe))}: expected a YAML file or a preset's name "
             "(`offseg presets` lists them)"
@@ -397,7 +548,10 @@ def _leave_out(recipe: Recipe) -> Recipe:
         refuse_written(recipe, key, reason)
         recipe = replace(recipe, **{section: replace(values, **{name: default})}, left_out=(*recipe.left_out, key))
     config = recipe.model.config
-    for name, reason in config_without_effect(config):
+    found = [*config_without_effect(config)]
+    if recipe.loss:
+        found.append(("semantic_loss_class_weights", "`loss` has class_weights of its own"))
+    for name, reason in found:
         if config.get(name):
             refuse_written(recipe, f"model.config.{name}", reason)
             config = without(config, [name])
@@ -418,9 +572,22 @@ def refuse_written(recipe: Recipe, key: str, reason: str) -> None:
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Find the settings that mean nothing beside the others of a recipe, and why."""
-    warmup = recipe.schedule.warmup_iterations
-    if warmup <= 1:
-        yield "schedule.warmup_start_factor", f"schedule.warmup_iterations={warmup} is no warm-up"
+    schedule, optimizer = recipe.schedule, recipe.optimizer
+    if schedule.kind == "constant":
+        yield "schedule.warmup_iterations", "schedule.kind=constant has no warm-up (constant_with_warmup has)"
+    if schedule.kind != "polynomial":
+        for name in ("warmup_start_factor", "power"):
+            yield f"schedule.{name}", f"it belongs to the kind polynomial, and schedule.kind={schedule.kind}"
+    elif schedule.warmup_iterations <= 1:
+        reason = f"schedule.warmup_iterations={schedule.warmup_iterations} is no warm-up"
+        yield "schedule.warmup_start_factor", reason
+    for name in ("betas", "eps"):
+        if not optimizer.takes(name):
+            yield f"optimizer.{name}", f"optimizer.kind={optimizer.kind} takes none"
+    if recipe.model.checkpoint is None:
+        yield "model.offset_learning", "the model of a preset has it already"
+    if recipe.model.freeze == "encoder":
+        yield "optimizer.encoder_multiplier", "model.freeze=encoder leaves the encoder as it is"
     if recipe.augmentation.scale is None:
         yield "augmentation.ratio_range", "nothing is resized by a ratio without augmentation.scale"
     if recipe.augmentation.shortest_edges is None:

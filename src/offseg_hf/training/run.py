@@ -41,7 +41,7 @@ class Run:
     @_on_main_process
     def _open(self, stack: ExitStack) -> None:
         recipe, output, progress = self.training.recipe, self.training.output, self.training.progress
-        self._display = Display(recipe.schedule.iterations, progress.iteration)
+        self._display = Display(self.training.schedule.length, progress.iteration)
         (output / RECIPE_FILE).write_text(recipe.dump(), encoding="utf-8")
         write_environment(output, self.training.accelerator)
         self._log_file = JsonLines(output / LOG_FILE, keep=progress.includes)
@@ -76,7 +76,7 @@ class Run:
     def log_training(self, loss: float, norm: float) -> None:
         """Log the iterations since the line before: their mean loss, and the last one's norm of the gradients."""
         recipe, iteration = self.training.recipe, self.training.progress.iteration
-        factor = learning_rate_factor(iteration - 1, recipe.schedule)
+        factor = learning_rate_factor(iteration - 1, self.training.schedule)
         line = {
             "iteration": iteration,
             "loss": loss,
@@ -87,7 +87,7 @@ class Run:
         self._seconds, self._iterations = 0.0, 0
         self._log(line)
         seconds_each = (time.perf_counter() - self._started) / (iteration - self._first)
-        self._display.training(line, seconds_each * (recipe.schedule.iterations - iteration))
+        self._display.training(line, seconds_each * (self.training.schedule.length - iteration))
 
     @_on_main_process
     def log_evaluation(self, result: Mapping[str, Any], seconds: float, is_best: bool) -> None:
@@ -99,6 +99,11 @@ class Run:
         if not is_best and progress.best_score is not None:
             best = f", best {progress.best_score:.4f} at {progress.best_iteration}"
         self._display.say(f"iteration {progress.iteration}: mIoU {scores['mIoU']:.4f}{best}")
+
+    @_on_main_process
+    def say(self, message: str) -> None:
+        """Show a line."""
+        self._display.say(message)
 
     @_on_main_process
     def publish(self, is_best: bool) -> None:

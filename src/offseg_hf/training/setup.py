@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -23,10 +25,13 @@ from offseg_hf.training.batches import Batches, device_batch_size
 from offseg_hf.training.build import (
     build_model,
     depends_on_device_batch,
+    freeze,
+    keep_training_mode,
     load_split,
     require_something_to_learn,
     settings_without_effect,
     synchronize_batch_norms,
+    takes_masks,
 )
 from offseg_hf.training.checkpoint import (
     LastCheckpoint,
@@ -41,8 +46,9 @@ from offseg_hf.training.checkpoint import (
 )
 from offseg_hf.training.environment import check_launcher, launcher_notes, make_accelerator, mixed_precision
 from offseg_hf.training.log import check_tracker
+from offseg_hf.training.losses import build_loss
 from offseg_hf.training.optimization import build_optimizer
-from offseg_hf.training.recipe import Recipe
+from offseg_hf.training.recipe import Recipe, ScheduleRecipe
 from offseg_hf.training.state import INITIALIZATION, Progress, WeightAverage, seed_generators
 from offseg_hf.training.values import named_settings
 from offseg_hf.utils.texts import one_line
@@ -58,6 +64,9 @@ class Training:
 
     Args:
         wrapped_model: the model as the processes train it together.
+        loss: of logits and labels, by the recipe; None for the model's own.
+        schedule: the recipe's, in iterations.
+        epoch: in iterations.
         average: of the weights, if the recipe wants one.
         progress: how far it is, which changes.
         last: where it would go on from, which changes too.
@@ -73,6 +82,9 @@ class Training:
     processor: BaseImageProcessor
     average: WeightAverage[PreTrainedModel] | None
     wrapped_model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor] | None
+    schedule: ScheduleRecipe
+    epoch: int
     optimizer: Optimizer
     batches: Batches
     progress: Progress
@@ -84,9 +96,29 @@ class Training:
         """The model that is evaluated and given to users: of the averaged weights, if there are any."""
         return self.model if self.average is None else self.average.model
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.progress.iteration >= self.schedule.length or self.has_lost_patience
+
+    @property
+    def has_lost_patience(self) -> bool:
+        """Whether too many evaluations in a row were not better than the best."""
+        patience = self.recipe.training.patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
+
+    def why_it_ended(self) -> str:
+        """Say why it ended before its last iteration."""
+        progress, plural = self.progress, "s" * (self.progress.evaluations_since_best > 1)
+        best = "none had one" if progress.best_iteration is None else f"best/ is that of {progress.best_iteration}"
+        return (
+            f"ended at iteration {progress.iteration} of {self.schedule.length}: {progress.evaluations_since_best} "
+            f"evaluation{plural} in a row without a better mIoU (training.patience); {best}"
+        )
+
     def how_to_go_on(self) -> str:
         """Say how far the training is, and what to do if it stops here."""
-        done = f"after iteration {self.progress.iteration} of {self.recipe.schedule.iterations}"
+        done = f"after iteration {self.progress.iteration} of {self.schedule.length}"
         return f"{done}, which is in {self.last.folder}; the same command with --resume auto goes on"
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,6 +127,7 @@ class Training:
         return {
             "progress": asdict(self.progress),
             "recipe": self.recipe.to_dict(),
+            "epoch": self.epoch,
             "labels": label_facts(label_set_of(self.train_data)),
             "samples": len(self.train_data),
             "device_batch": self.batches.size,
@@ -114,6 +147,7 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     if recipe.left_out:
         notes.append(f"left out, as it does not apply: {', '.join(recipe.left_out)}")
     train_data, validation_data = load_data(recipe, resumed)
+    schedule, epoch = count_iterations(recipe, train_data, resumed)
     if resumed is None and (note := first_look(train_data)):
         notes.append(note)
 
@@ -123,7 +157,7 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     model.to(accelerator.device)
     decay = recipe.training.ema_decay
     average = None if decay is None else WeightAverage(model, decay)
-    model.train()
+    keep_training_mode(model, recipe)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
 
     progress = Progress() if resumed is None else Progress(**resumed.state["progress"])
@@ -137,6 +171,9 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
         processor=processor,
         average=average,
         wrapped_model=wrapped_model,
+        loss=make_loss(recipe, model, train_data),
+        schedule=schedule,
+        epoch=epoch,
         optimizer=optimizer,
         batches=Batches(recipe, train_data, model, processor, accelerator, progress.iteration, stack),
         progress=progress,
@@ -193,6 +230,24 @@ def load_data(recipe: Recipe, resumed: Resumed | None) -> tuple[Dataset, Dataset
     return train_data, validation_data
 
 
+def count_iterations(recipe: Recipe, data: Dataset, resumed: Resumed | None) -> tuple[ScheduleRecipe, int]:
+    """Return the schedule in iterations, and those of an epoch; a training that goes on keeps what it began with."""
+    state = {} if resumed is None else resumed.state
+    epoch = state.get("epoch") or math.ceil(len(data) / recipe.training.batch_size)
+    try:
+        return recipe.schedule.in_iterations(epoch), epoch
+    except ValueError as error:
+        raise ValueError(f"schedule: {error}; an epoch has {epoch}") from None
+
+
+def make_loss(recipe: Recipe, model: PreTrainedModel, data: Dataset) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Make the loss of the recipe, if the model has logits for it; None for the model's own."""
+    if not recipe.loss or takes_masks(model):
+        return None
+    labels = label_set_of(data)
+    return build_loss(recipe.loss, len(labels), labels.ignore_index)
+
+
 def make_model(
     recipe: Recipe, data: Dataset, resumed: Resumed | None, notes: list[str]
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -213,6 +268,8 @@ def make_model(
         notes.append(f"left out, as it does not apply to this model: {', '.join(inherited)}")
     if resumed is None and recipe.model.pretrained is not None:
         load_pretrained(model, recipe.model.pretrained)
+    if resting := freeze(model, recipe):
+        notes.append(f"do not learn, as `loss` takes the logits alone: {', '.join(resting)}")
     return model, processor
 
 
@@ -239,7 +296,8 @@ def what_changed(training: Training, resumed: Resumed) -> list[str]:
     before, size_before = resumed.state.get("samples"), resumed.state.get("device_batch")
     if before not in (None, samples):
         notes.append(f"{samples} samples to train on, where there were {before}: they come in another order")
-    if size_before not in (None, size) and depends_on_device_batch(training.model):
+    is_mean = training.loss is not None  # over the labeled pixels of what a device takes
+    if size_before not in (None, size) and (is_mean or depends_on_device_batch(training.model)):
         notes.append(
             f"a device takes {size} samples at once, where it took {size_before}: batch norms, losses "
             "or what is dropped at random will differ from those of a training that goes on as it was"

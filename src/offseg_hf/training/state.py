@@ -25,6 +25,7 @@ class Progress:
         evaluated: the last iteration that was evaluated.
         best_score: the highest mIoU so far.
         best_iteration: when that was.
+        evaluations_since_best: how many have not been better since.
         loss_sum: of the iterations since the last line in the log.
         loss_count: their number.
     """
@@ -33,6 +34,7 @@ class Progress:
     evaluated: int = 0
     best_score: float | None = None
     best_iteration: int | None = None
+    evaluations_since_best: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
 
@@ -60,13 +62,14 @@ class Progress:
         """Count an evaluation of this iteration; returns whether its mIoU is the best so far."""
         self.evaluated = self.iteration
         is_best = not math.isnan(score) and (self.best_score is None or score > self.best_score)
+        self.evaluations_since_best += 1
         if is_best:
-            self.best_score, self.best_iteration = score, self.iteration
+            self.best_score, self.best_iteration, self.evaluations_since_best = score, self.iteration, 0
         return is_best
 
     def forget_best(self) -> None:
         """Forget the best score, with which those to come cannot be compared."""
-        self.best_score = self.best_iteration = None
+        self.best_score, self.best_iteration, self.evaluations_since_best = None, None, 0
 
     def includes(self, line: dict[str, float]) -> bool:
         """Return whether a line of the log was written before this moment."""

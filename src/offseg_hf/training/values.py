@@ -34,6 +34,11 @@ def construct(kind: type, values: Mapping[str, Any], section: str = "") -> Any:
     for item in settings_of(kind):
         if is_dataclass(hints[item.name]):
             built[item.name] = construct(hints[item.name], values.get(item.name, {}), f"{section}{item.name}.")
+        elif (kind_of_items := _items(hints[item.name])) and item.name in values:
+            built[item.name] = tuple(
+                construct(kind_of_items, part, f"{section}{item.name}[{index}].")
+                for index, part in enumerate(values[item.name])
+            )
         elif item.default is MISSING and item.default_factory is MISSING and item.name not in values:
             raise ValueError(f"expected {section}{item.name}, got none")
     try:
@@ -71,6 +76,14 @@ def described(kind: Any, prefix: str = "") -> Iterator[Setting]:
         else:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             yield Setting(prefix + item.name, _in_words(hints[item.name]), default, documentation.get(item.name, ""))
+            if kind_of_items := _items(hints[item.name]):
+                yield from described(kind_of_items, f"{prefix}{item.name}[].")
+
+
+def _items(kind: Any) -> Any:
+    """Return the dataclass that a list of the type `kind` is of; None if it is of something else."""
+    arguments = get_args(kind)
+    return arguments[0] if get_origin(kind) is tuple and arguments and is_dataclass(arguments[0]) else None
 
 
 def _arguments(docstring: str) -> dict[str, str]:

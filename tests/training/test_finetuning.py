@@ -1,0 +1,153 @@
+"""What `offseg finetune` fits to data and model, and the trainings of epochs that it starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSemanticSegmentation, EomtImageProcessorPil, SegformerImageProcessorPil
+
+from offseg_hf.data.dataset import load_data
+from offseg_hf.data.source import DataSource
+from offseg_hf.training import loop
+from offseg_hf.training.finetuning import fit_recipe, look_at, sizes
+from offseg_hf.training.log import read_log
+from offseg_hf.training.loop import train
+from tests.tiny import tiny_processor
+from tests.training.tiny import write_own, write_segformer
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory) -> Path:
+    return write_segformer(tmp_path_factory.mktemp("models") / "segformer")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_own(tmp_path / "data", train=6)
+
+
+def asked(data: Path, model: Path, *settings: str) -> list[str]:
+    return [f"data.source={data}", f"model.checkpoint={model}", "data.num_workers=0", *settings]
+
+
+SEGFORMER = SegformerImageProcessorPil(size={"height": 64, "width": 96})
+CUTTING = EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": None}, do_split_image=True)
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "scale", "crop"),
+    [
+        (SEGFORMER, (64, 96), (96, 64), (64, 96)),
+        (SEGFORMER, (128, 48), (128, 48), (64, 96)),  # stretched, of the same area
+        (SegformerImageProcessorPil(do_resize=False), (90, 600), (600, 90), (96, 512)),
+        (tiny_processor("offseg"), (128, 256), (128, 64), (64, 64)),  # windows of 64
+        (tiny_processor("offseg"), (32, 256), (256, 32), (64, 64)),  # bounded by the longest edge
+        (tiny_processor("mask2former"), (128, 256), (128, 64), (64, 128)),
+        (CUTTING, (128, 256), (128, 64), (64, 128)),  # of an EoMT it is the model's size
+    ],
+)
+def test_training_is_at_the_size_of_evaluation(processor, size, scale, crop):
+    found = sizes(size, processor)
+    assert found[0] == scale and found[1] == crop
+
+
+def test_shares_of_classes_are_counted(data):
+    facts = look_at(load_data(DataSource(data), "train"))
+    assert (facts.num_samples, facts.size, facts.report.num_counted) == (6, (64, 64), 6)
+    assert int(facts.report.pixels.sum()) == 6 * 64 * 64 and facts.rare_classes() == []
+
+
+def test_what_is_fitted(data, segformer, tmp_path):
+    recipe, lines = fit_recipe(asked(data, segformer, "schedule.epochs=5"), tmp_path / "run")
+    assert recipe.augmentation.crop_size == recipe.augmentation.scale == (64, 64)
+    assert (recipe.training.batch_size, recipe.schedule.epochs, recipe.training.evaluation_interval) == (4, 5, None)
+    assert recipe.optimizer.learning_rate == pytest.approx(6e-5 / 2) and recipe.optimizer.head_multiplier == 10
+    assert (recipe.training.ema_decay, recipe.training.patience) == (0.999, 10)
+    assert recipe.loss == () and recipe.written >= {"schedule.epochs"}
+    assert [line.partition(":")[0] for line in lines] == ["data", "size", "length", "learning", "loss"]
+    assert "10 iterations of 4 samples, 2 an epoch" in lines[2]
+
+
+def test_what_is_written_wins(data, segformer, tmp_path):
+    settings = (
+        "schedule.iterations=8",
+        "augmentation.shortest_edges=[64]",
+        "training.batch_size=2",
+        "loss=[{kind: dice}]",
+    )
+    recipe, _ = fit_recipe(asked(data, segformer, *settings), tmp_path / "run")
+    assert (recipe.schedule.iterations, recipe.schedule.epochs, recipe.training.batch_size) == (8, None, 2)
+    assert (recipe.augmentation.shortest_edges, recipe.augmentation.scale) == ((64,), None)
+    assert [term.kind for term in recipe.loss] == ["dice"]
+    with pytest.raises(ValueError, match="schedule.power=2.0 has no effect"):
+        fit_recipe(asked(data, segformer, "schedule.kind=cosine", "schedule.power=2"), tmp_path / "run")
+
+
+def test_rare_classes_weigh_more(data, segformer, tmp_path):
+    """Of a class with a few pixels, and no more than ten times."""
+    from PIL import Image
+
+    for path in sorted((data / "masks" / "train").iterdir()):
+        ids = np.asarray(Image.open(path)) % 2
+        ids[:2, :1] = 2
+        Image.fromarray(ids.astype(np.uint8)).save(path)
+    recipe, lines = fit_recipe(asked(data, segformer), tmp_path / "run")
+    (term,) = recipe.loss
+    assert term.kind == "cross_entropy" and term.class_weights[2] == 10 and max(term.class_weights[:2]) < 2
+    assert lines[4] == "loss: cross_entropy, classes weighted; rare classes: car"
+    config = "model.config.num_attention_heads=[1, 1, 2, 2]"
+    recipe, lines = fit_recipe(asked(data, segformer, config, "loss=[]"), tmp_path / "run")
+    assert recipe.loss == () and lines[4].startswith("loss: that of the model; rare classes: car")
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForSemanticSegmentation.from_pretrained(folder).state_dict()
+
+
+def test_epochs_resume_bitwise(in_process, data, segformer, tmp_path, monkeypatch):
+    """Interrupted in the second epoch; evaluated after each."""
+    settings = asked(data, segformer, "schedule.epochs=3", "schedule.kind=cosine", "loss=[{kind: lovasz}]")
+    recipe, _ = fit_recipe(settings, tmp_path / "whole")
+    train(recipe, tmp_path / "whole")
+    lines = [line["iteration"] for line in read_log(tmp_path / "whole" / "log.jsonl") if "mIoU" in line]
+    assert lines == [2, 4, 6]
+    step = loop.training_step
+
+    def failing_step(training, interruption):
+        if training.progress.iteration == 3:
+            raise RuntimeError("killed")
+        return step(training, interruption)
+
+    monkeypatch.setattr(loop, "training_step", failing_step)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(recipe, tmp_path / "parts")
+    monkeypatch.setattr(loop, "training_step", step)
+    for path in (data / "masks" / "train" / "0.png", data / "images" / "train" / "0.png"):
+        path.with_name("6.png").write_bytes(path.read_bytes())  # another batch size, warm-up, ... would fit now
+    again, _ = fit_recipe(settings, tmp_path / "parts", "auto")
+    assert again == replace(recipe, training=replace(recipe.training, mixed_precision="no"))
+    for path in (data / "masks" / "train" / "6.png", data / "images" / "train" / "6.png"):
+        path.unlink()
+    train(again, tmp_path / "parts", "auto")
+    whole, parts = (weights_of(tmp_path / name / "last") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert yaml.safe_load((tmp_path / "parts" / "recipe.yaml").read_text())["schedule"]["epochs"] == 3
+
+
+def test_patience_ends_it(in_process, data, segformer, tmp_path, capfd):
+    """After as many evaluations without a better one; with more patience it goes on."""
+    settings = asked(data, segformer, "schedule.epochs=8", "optimizer.learning_rate=1e-12", "training.ema_decay=null")
+    recipe, _ = fit_recipe([*settings, "training.patience=1"], tmp_path / "run")
+    progress = train(recipe, tmp_path / "run")
+    ended = progress.iteration
+    assert ended < 16 and (progress.best_iteration, progress.evaluations_since_best) == (ended - 2, 1)
+    said = (
+        f"ended at iteration {ended} of 16: 1 evaluation in a row without a better mIoU (training.patience); best/ is"
+    )
+    assert said in capfd.readouterr().err
+    assert train(recipe, tmp_path / "run", "auto").iteration == ended
+    recipe, _ = fit_recipe([*settings, "training.patience=null"], tmp_path / "run", "auto")
+    assert train(recipe, tmp_path / "run", "auto").iteration == 16
