@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offseg_hf.evaluation.metric import MEAN_IOU_SCRIPT, MeanIoU
+from offseg_hf.evaluation.metric import CHUNK, MEAN_IOU_SCRIPT, MeanIoU
 from tests.parity.fill import label_maps
 from tests.processes import run_together
 
@@ -175,9 +175,9 @@ def test_maps_of_unequal_sizes():
     np.testing.assert_array_equal(metric.confusion_matrix, sum(count(*pair) for pair in pairs))
 
 
-def test_large_batches_in_pieces(monkeypatch):
-    predictions, labels = some_maps(3, 12, 9)
-    monkeypatch.setattr("offseg_hf.evaluation.metric.CHUNK", 50)  # 324 pixels
+def test_large_batches_in_pieces():
+    predictions, labels = some_maps(3, 470, 390)
+    assert predictions.size > CHUNK
     np.testing.assert_array_equal(metric_of(predictions, labels).confusion_matrix, count(predictions, labels))
 
 

@@ -50,6 +50,7 @@ def predict(
     views: Sequence[BatchFeature],
     size: tuple[int, int],
     flip: bool = False,
+    max_values: int = MAX_SOFTMAX_VALUES,
 ) -> Tensor:
     """Predict the label map of a photo, integers of `size`, from the views that `prepare` made of it.
 
@@ -59,6 +60,7 @@ def predict(
         views: on the model's device.
         size: height and width of the label map.
         flip: look at each of them mirrored as well.
+        max_values: that a softmax works on at a time.
     """
     if len(views) == 1 and not flip and "windows" in views[0]:
         return label_maps_of_windows(lambda crops: model(crops).logits, **views[0], target_sizes=[size])[0]
@@ -70,7 +72,7 @@ def predict(
             scores = _scores(model, processor, _mirror(inputs) if mirrored else inputs, size)
             if not len(total):
                 total = torch.zeros(scores.shape, dtype=torch.float32, device=scores.device)
-            for rows in _bands(scores):
+            for rows in _bands(scores, max_values):
                 band = scores[:, rows].float().softmax(dim=0)
                 total[:, rows] += band.flip(-1) if mirrored else band
             del scores  # or it would live beside the next forward
@@ -109,8 +111,8 @@ def _mirror(inputs: BatchFeature) -> dict[str, Any]:
     return mirrored
 
 
-def _bands(scores: Tensor) -> Iterator[slice]:
+def _bands(scores: Tensor, max_values: int) -> Iterator[slice]:
     """Divide (classes, height, width) into rows that are worked on together."""
     classes, height, width = scores.shape
-    step = max(1, MAX_SOFTMAX_VALUES // (classes * width))
+    step = max(1, max_values // (classes * width))
     return (slice(top, top + step) for top in range(0, height, step))
