@@ -60,7 +60,7 @@ def weights_of(folder: Path, name: str) -> tuple[torch.nn.Module, dict[str, torc
 @pytest.mark.parametrize("name", [*SEGMENTERS, *MASKS])
 def test_a_frozen_encoder_stays_bitwise(in_process, models, data, tmp_path, name):
     """Weights and statistics of norms, through evaluations too; everything else learns."""
-    settings = ("model.freeze=encoder", "training.evaluation_interval=1", "optimizer.learning_rate=0.1")
+    settings = ("model.freeze=encoder", "training.evaluation_interval=1")
     recipe = own_recipe(data, models / name, *settings)
     train(recipe, tmp_path / "run")
     model, after = weights_of(tmp_path / "run" / "last", name)

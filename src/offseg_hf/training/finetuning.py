@@ -18,7 +18,7 @@ from offseg_hf.data.dataset import label_set_of
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.hub.training_card import RECIPE_FILE
 from offseg_hf.training.build import load_split
-from offseg_hf.training.checkpoint import find_checkpoints
+from offseg_hf.training.checkpoint import find_resumable
 from offseg_hf.training.environment import launched_precision
 from offseg_hf.training.pixels import pixel_arithmetic
 from offseg_hf.training.recipe import FINETUNE, Recipe, load_recipe
@@ -83,12 +83,12 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
 
     Raises:
         ValueError: for a model or data that cannot be trained with; it names the setting.
+        FileExistsError: if `output` holds a training that is not to be resumed.
     """
     register()
     asked = load_recipe(FINETUNE, overrides)
-    data = load_split(asked, asked.data.train_split)
-    facts = look_at(data)
-    saved = _saved(output, resume)
+    saved = _saved(output.expanduser(), resume)
+    facts = look_at(load_split(asked, asked.data.train_split))
     if saved is None:
         processor = AutoImageProcessor.from_pretrained(asked.model.checkpoint, trust_remote_code=False)
         fitted = fit(asked, facts, processor)
@@ -229,13 +229,10 @@ def in_words(recipe: Recipe, facts: Facts) -> list[str]:
 
 def _saved(output: Path, resume: str | None) -> Mapping[str, Any] | None:
     """Return the recipe of the training to go on with, if there is one."""
-    if resume is None:
+    folder = find_resumable(output, resume)
+    if folder is None or not (file := folder.parent / RECIPE_FILE).is_file():
         return None
-    folder = output if resume == "auto" else Path(resume).expanduser()
-    for place in (folder, folder.parent):
-        if (place / RECIPE_FILE).is_file() and find_checkpoints(place):
-            return parse_yaml((place / RECIPE_FILE).read_text(encoding="utf-8"))
-    return None
+    return parse_yaml(file.read_text(encoding="utf-8"))
 
 
 def _batch_size(recipe: Recipe, facts: Facts, crop: tuple[int, int]) -> int:
