@@ -22,6 +22,7 @@ from offseg_hf.evaluation import evaluate_model
 from offseg_hf.training.batches import Batches, device_batch_size
 from offseg_hf.training.build import (
     build_model,
+    checkpoint_activations,
     depends_on_device_batch,
     load_split,
     require_something_to_learn,
@@ -124,6 +125,8 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     decay = recipe.training.ema_decay
     average = None if decay is None else WeightAverage(model, decay)
     model.train()
+    if recipe.training.gradient_checkpointing:
+        checkpoint_activations(model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
 
     progress = Progress() if resumed is None else Progress(**resumed.state["progress"])
