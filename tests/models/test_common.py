@@ -241,16 +241,18 @@ def test_class_weights(family):
     assert type(model.config).from_dict(model.config.to_dict()).semantic_loss_class_weights == weights
 
 
-@every_semantic_family
+@every_family
 def test_gradient_checkpointing(family):
-    model, pixel_values = tiny_model(family, drop_path_rate=0.0).train(), images(2, 3, 64, 64)
+    rates = {"drop_path_rate": 0.0} if family in SEMANTIC else {}
+    model, pixel_values = tiny_model(family, **rates).train(), images(2, 3, 64, 64)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.eval()
 
     def step() -> dict[str, Tensor]:
         model.zero_grad()
+        torch.manual_seed(0)  # mask2former's loss draws points, its encoder paths to drop
         model(pixel_values, **targets(family, 2, 64, 64)).loss.backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = step()
     model.activation_checkpointing_enable()
@@ -265,7 +267,10 @@ def test_gradient_checkpointing(family):
 
             leaf.register_forward_hook(count)
     assert_same_gradients(step(), plain)
-    assert len(runs) >= sum(model.config.depths) and set(runs.values()) == {2}  # every block ran forward twice
+    # Every block ran forward twice; those inside of another one that did so, more often.
+    config = model.config if family in SEMANTIC else model.config.backbone_config
+    assert len(runs) >= sum(config.depths) and min(runs.values()) == 2
+    assert family not in SEMANTIC or set(runs.values()) == {2}
 
 
 @every_semantic_family

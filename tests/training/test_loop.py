@@ -21,11 +21,12 @@ from transformers import (
 from offseg_hf.data.training_set import TrainingSet
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.batches import model_inputs
-from offseg_hf.training.build import build_model, load_split, synchronize_batch_norms
+from offseg_hf.training.build import build_model, checkpoint_activations, load_split, synchronize_batch_norms
 from offseg_hf.training.log import check_tracker
 from offseg_hf.training.pixels import require_same_pixels
 from offseg_hf.training.recipe import ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.state import WeightAverage, seed_generators
+from tests.semantic_models import small_model
 
 
 @pytest.fixture
@@ -209,3 +210,24 @@ def test_what_does_not_fit_is_an_error(recipe, tmp_path):
     processor.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match=r"augmentation.mean: expected what .* \[127.5"):
         require_same_pixels(recipe.augmentation, processor)
+
+
+def weights_of(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / "last" / "training_state.pt")["model"]
+
+
+def test_gradient_checkpointing_trains_the_same_weights(processes, tmp_path):
+    """Statistics of batch norms too, which see every batch twice; and a training may go on with it or without."""
+    settings = ("--config", "tiny.yaml", "schedule.iterations=3", "training.evaluation_interval=3")
+    processes.run(*settings, "--output", tmp_path / "plain")
+    processes.run(*settings, "--output", tmp_path / "again", "training.gradient_checkpointing=true")
+    plain, again = weights_of(tmp_path / "plain"), weights_of(tmp_path / "again")
+    assert any(name.endswith("running_mean") for name in plain)
+    assert all(torch.equal(again[name], tensor) for name, tensor in plain.items())
+    processes.run(*settings, "--output", tmp_path / "again", "--resume", "auto")
+
+
+def test_gradient_checkpointing_where_there_is_none(recipe):
+    model = small_model("mobilenet_v2")
+    with pytest.raises(ValueError, match="training.gradient_checkpointing=true: MobileNetV2.* leave it out"):
+        checkpoint_activations(model)

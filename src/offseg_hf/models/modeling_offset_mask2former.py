@@ -49,6 +49,7 @@ class OffsetMask2FormerForUniversalSegmentation(InnerOffsetsMixin, Mask2FormerFo
 
     config: OffsetMask2FormerConfig
     other_auto_classes = auto_classes_of("modeling_offset_mask2former.OffsetMask2FormerForUniversalSegmentation")
+    supports_gradient_checkpointing = True  # as the encoder's blocks and the decoder's layers do
     accepts_loss_kwargs = False  # the loss is weighed by the number of masks already
     # Of a Mask2Former: a constant, and the norm of a classifier that segmentation leaves out.
     _keys_to_ignore_on_load_unexpected = [r"^criterion\.empty_weight$", r"\.encoder\.swin\.layernorm\."]

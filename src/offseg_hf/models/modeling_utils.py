@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Self
 
@@ -327,8 +328,8 @@ def segmentation_loss(
 ) -> Tensor:
     """Compute the cross-entropy of upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
 
-    The logits are upsampled band by band of rows, and once more for the gradient: of all classes at every pixel there
-    is never more than a band.
+    The logits are upsampled band by band of rows, and its gradient is computed beside it: of all classes at every
+    pixel there is never more than a band.
 
     Args:
         logits: (batch, num_labels, any height, any width), upsampled bilinearly to the size of the labels.
@@ -346,50 +347,71 @@ def segmentation_loss(
     if step >= height or torch.compiler.is_compiling():  # a compiler makes bands of its own
         logits = F.interpolate(logits, size=(height, width), mode="bilinear")
         return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="none").mean()
-    bands = (
-        LossOfRows.apply(logits, labels[:, top : top + step], weight, top, height, ignore_index)
-        for top in range(0, height, step)
-    )
-    return sum(bands) / labels.numel()
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return LossOfBands.apply(logits, labels, weight, step, ignore_index)[0] / labels.numel()
+    return _loss_of_bands(logits, labels, weight, step, ignore_index) / labels.numel()
 
 
-class LossOfRows(torch.autograd.Function):
-    """`_loss_of_rows`, of which nothing is kept for the gradient: it is computed again."""
+class LossOfBands(torch.autograd.Function):
+    """`_loss_of_bands` with its gradient, which is computed beside it: no band is kept, and none computed again."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits: Tensor, labels: Tensor, weight: Tensor | None, *place: int) -> Tensor:
-        """Return the sum of the loss of some rows."""
-        return _loss_of_rows(logits, labels, weight, *place)
+    def forward(
+        logits: Tensor, labels: Tensor, weight: Tensor | None, step: int, ignore_index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of the loss, and its gradient."""
+        loss, gradient = 0, torch.zeros_like(logits)
+        for (first, last), between, rows in _bands(logits, labels, step):
+            loss_of = partial(_loss_of_rows, between=between, labels=rows, weight=weight, ignore_index=ignore_index)
+            of_band, value = torch.func.grad_and_value(loss_of)(logits[..., first:last, :])
+            gradient[..., first:last, :] += of_band
+            loss = loss + value
+        return loss, gradient
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        """Keep what the rows are computed of."""
-        ctx.save_for_backward(*inputs[:3])
-        ctx.place = inputs[3:]
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        """Keep the gradient, and what has a gradient of its own."""
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:3], output[1])
+        ctx.options = inputs[3:]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the rows once more, and the gradient of the logits."""
-        logits, labels, weight = ctx.saved_tensors
-        gradient_of = torch.func.vjp(lambda logits: _loss_of_rows(logits, labels, weight, *ctx.place), logits)[1]
-        return gradient_of(gradient)[0], None, None, *(None for _ in ctx.place)
+    def backward(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradient; where it is recorded, compute it once more."""
+        logits, labels, weight, of_logits = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            of_logits = torch.func.grad(_loss_of_bands)(logits, labels, weight, *ctx.options)
+        return (gradient * of_logits).to(logits.dtype), None, None, None, None
 
 
-def _loss_of_rows(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, top: int, height: int, ignore_index: int
-) -> Tensor:
-    """Sum the loss of some rows of `height`, those of the `labels` (batch, rows, width), which begin at `top`."""
-    old = logits.shape[-2]
-    position = (torch.arange(top, top + labels.shape[1], dtype=torch.float64) + 0.5) * (old / height) - 0.5
-    position = position.clamp(0, old - 1)
-    first, last = int(position[0]), min(int(position[-1]) + 2, old)
-    between = 1 - (position[:, None] - torch.arange(first, last)).abs()  # of bilinear interpolation, where positive
+def _loss_of_bands(logits: Tensor, labels: Tensor, weight: Tensor | None, step: int, ignore_index: int) -> Tensor:
+    """Sum the loss of `labels` (batch, height, width), `step` rows at a time."""
+    return sum(
+        _loss_of_rows(logits[..., first:last, :], between, rows, weight, ignore_index)
+        for (first, last), between, rows in _bands(logits, labels, step)
+    )
+
+
+def _bands(logits: Tensor, labels: Tensor, step: int) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
+    """Per band the rows of the logits that it lies between, its matrix (rows, rows of logits), and its labels."""
+    old, height = logits.shape[-2], labels.shape[1]
+    for top in range(0, height, step):
+        rows = labels[:, top : top + step]
+        position = (torch.arange(top, top + rows.shape[1], dtype=torch.float64) + 0.5) * (old / height) - 0.5
+        position = position.clamp(0, old - 1)
+        first, last = int(position[0]), min(int(position[-1]) + 2, old)
+        between = 1 - (position[:, None] - torch.arange(first, last)).abs()  # bilinear, where positive
+        yield (first, last), between.clamp(min=0), rows
+
+
+def _loss_of_rows(logits: Tensor, between: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """Sum the loss of a band: rows of logits, the matrix that upsamples them, and labels (batch, rows, width)."""
     with torch.autocast(logits.device.type, enabled=False):  # which would round the positions
-        logits = logits[..., first:last, :].to(torch.promote_types(logits.dtype, torch.float32))
-        rows = F.interpolate(logits, size=(last - first, labels.shape[-1]), mode="bilinear")
-        logits = between.clamp(min=0).to(rows) @ rows
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = F.interpolate(logits, size=(logits.shape[-2], labels.shape[-1]), mode="bilinear")
+        logits = between.to(logits) @ logits
         weight = weight if weight is None else weight.to(logits)
         return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
 

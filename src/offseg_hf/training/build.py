@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,3 +213,33 @@ def synchronize_batch_norms(module: nn.Module) -> None:
             setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
         else:
             synchronize_batch_norms(child)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let a model compute its activations again for the gradients; raises ValueError for one that cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"training.gradient_checkpointing=true: {type(model).__name__} has no parts that compute their "
+            "activations again; leave it out, and make training.device_batch_size smaller to save memory"
+        )
+    contexts = partial(_contexts_of_checkpoints, model)
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+
+def _contexts_of_checkpoints(model: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Return what the first and the second computation of a part run under."""
+    return nullcontext(), _statistics_as_they_are(model)
+
+
+@contextmanager
+def _statistics_as_they_are(model: nn.Module) -> Iterator[None]:
+    """Let batch norms use the statistics of the batch without learning them: they have, when it came first."""
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count

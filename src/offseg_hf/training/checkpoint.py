@@ -41,6 +41,7 @@ FREE_TO_CHANGE = {
     "data.validation_split",
     "data.num_workers",
     "training.device_batch_size",
+    "training.gradient_checkpointing",
     "training.evaluation_interval",
     "training.checkpoint_interval",
     "training.log_interval",

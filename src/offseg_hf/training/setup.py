@@ -24,6 +24,7 @@ from offseg_hf.evaluation import evaluate_model
 from offseg_hf.training.batches import Batches, device_batch_size
 from offseg_hf.training.build import (
     build_model,
+    checkpoint_activations,
     depends_on_device_batch,
     freeze,
     keep_training_mode,
@@ -158,6 +159,8 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     decay = recipe.training.ema_decay
     average = None if decay is None else WeightAverage(model, decay)
     keep_training_mode(model, recipe)
+    if recipe.training.gradient_checkpointing:
+        checkpoint_activations(model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
 
     progress = Progress() if resumed is None else Progress(**resumed.state["progress"])
