@@ -362,7 +362,7 @@ class LossOfBands(torch.autograd.Function):
         logits: Tensor, labels: Tensor, weight: Tensor | None, step: int, ignore_index: int
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the loss, and its gradient."""
-        loss, gradient = 0, torch.zeros_like(logits)
+        loss, gradient = _no_loss(logits), torch.zeros_like(logits)
         for (first, last), between, rows in _bands(logits, labels, step):
             loss_of = partial(_loss_of_rows, between=between, labels=rows, weight=weight, ignore_index=ignore_index)
             of_band, value = torch.func.grad_and_value(loss_of)(logits[..., first:last, :])
@@ -388,14 +388,20 @@ class LossOfBands(torch.autograd.Function):
 
 def _loss_of_bands(logits: Tensor, labels: Tensor, weight: Tensor | None, step: int, ignore_index: int) -> Tensor:
     """Sum the loss of `labels` (batch, height, width), `step` rows at a time."""
-    return sum(
+    losses = (
         _loss_of_rows(logits[..., first:last, :], between, rows, weight, ignore_index)
         for (first, last), between, rows in _bands(logits, labels, step)
     )
+    return sum(losses, start=_no_loss(logits))
+
+
+def _no_loss(logits: Tensor) -> Tensor:
+    """Return 0 as sums of losses begin, in float32 at least."""
+    return logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _bands(logits: Tensor, labels: Tensor, step: int) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-    """Per band the rows of the logits that it lies between, its matrix (rows, rows of logits), and its labels."""
+    """Yield of each band the rows of logits that it lies between, its matrix (rows, rows of logits), and its labels."""
     old, height = logits.shape[-2], labels.shape[1]
     for top in range(0, height, step):
         rows = labels[:, top : top + step]
