@@ -401,7 +401,7 @@ def _no_loss(logits: Tensor) -> Tensor:
 
 
 def _bands(logits: Tensor, labels: Tensor, step: int) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-    """Yield of each band the rows of logits that it lies between, its matrix (rows, rows of logits), and its labels."""
+    """Yield of each band the rows of logits it lies between, its matrix (rows, rows of logits), and its labels."""
     old, height = logits.shape[-2], labels.shape[1]
     for top in range(0, height, step):
         rows = labels[:, top : top + step]
