@@ -29,18 +29,18 @@ def finetune(things: Path, model: str, output: Path, *arguments: str):
 
 def test_one_line(things, tmp_path):
     """With offset learning, patience that ends it, and more patience with which it goes on."""
-    arguments = ("--epochs", "4", "--offset-learning", "optimizer.learning_rate=1e-12", "training.ema_decay=null")
+    arguments = ("--epochs", "3", "--offset-learning", "optimizer.learning_rate=1e-12", "training.ema_decay=null")
     result = finetune(things, "segformer", tmp_path / "run", *arguments, "training.patience=1")
     assert result.returncode == 0, result.stderr
     said = result.stderr.splitlines()
     assert [line.partition(":")[0] for line in said[:5]] == ["data", "size", "length", "learning", "loss"]
-    assert "8 iterations of 4 samples, 2 an epoch" in said[2]
-    assert re.search(r"ended at iteration \d of 8: 1 evaluation in a row without a better mIoU", result.stderr)
+    assert "6 iterations of 4 samples, 2 an epoch" in said[2]
+    assert re.search(r"ended at iteration \d of 6: 1 evaluation in a row without a better mIoU", result.stderr)
     assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["model_type"] == "offset_learning"
 
     assert_one_line(finetune(things, "segformer", tmp_path / "run", *arguments), "--resume auto")
     result = finetune(things, "segformer", tmp_path / "run", *arguments, "training.patience=9", "--resume", "auto")
-    assert result.returncode == 0 and "going on from" in result.stderr and "iteration 8: mIoU" in result.stderr
+    assert result.returncode == 0 and "going on from" in result.stderr and "iteration 6: mIoU" in result.stderr
 
 
 def test_offseg_with_its_encoder_frozen(things, tmp_path):
@@ -53,6 +53,7 @@ def test_offseg_with_its_encoder_frozen(things, tmp_path):
     ("arguments", "code", "message"),
     [
         (("--epochs", "2", "schedule.epochs=3"), 2, "expected schedule.epochs once, got --epochs and schedule.epochs"),
+        (("--model", "offseg-t-ade"), 2, "expected a trained model, got the preset offseg-t-ade, which is an archi"),
         (("offseg-t-ade",), 2, "expected settings as key=value, got offseg-t-ade"),
         (("training.patients=3",), 1, "unknown key training.patients (did you mean training.patience?)"),
         (("--offset-learning",), 1, "model.offset_learning=true does not go with"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from offseg_hf.training.checkpoint import require_same_recipe
 from offseg_hf.training.recipe import LossRecipe, ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.values import described
 from offseg_hf.zoo.presets import PRESETS
@@ -450,3 +451,33 @@ def test_types_of_the_image_processors_settings():
     with pytest.raises(ValueError, match=r"model.image_processor.window_size: expected a whole number .*, got 'big'"):
         recipe.image_processor()
     assert load_recipe("offseg-t-ade", ["model.image_processor.image_mean=[0, 0, 0]"]).image_processor()
+
+
+def test_checkpoints_from_before_a_setting_go_on():
+    """With its default; with another value they are of another recipe."""
+    recipe = load_recipe("offseg-t-ade")
+    saved = recipe.to_dict()
+    del saved["loss"], saved["schedule"]["kind"], saved["schedule"]["epochs"], saved["training"]["patience"]
+    del saved["model"]["freeze"], saved["optimizer"]["kind"], saved["optimizer"]["options"]
+    require_same_recipe(recipe, saved, Path("last"))
+    for setting in ("schedule.kind=cosine", "model.freeze=encoder", "loss=[{kind: dice}]", "optimizer.kind=Adam"):
+        with pytest.raises(ValueError, match=f"with .*{setting.partition('=')[0]}="):
+            require_same_recipe(load_recipe("offseg-t-ade", [setting]), saved, Path("last"))
+    require_same_recipe(load_recipe("offseg-t-ade", ["training.patience=3"]), saved, Path("last"))
+
+
+def test_a_written_encoder_multiplier_has_no_effect_on_a_frozen_encoder():
+    with pytest.raises(ValueError, match="optimizer.encoder_multiplier=2.0 has no effect, as model.freeze=encoder"):
+        load_recipe("offseg-t-ade", ["model.freeze=encoder", "optimizer.encoder_multiplier=2"])
+    inherited = load_recipe("mask2former-swin-t-offset-ade", ["model.freeze=encoder"])
+    assert inherited.optimizer.encoder_multiplier == 1 and "optimizer.encoder_multiplier" in inherited.left_out
+
+
+def test_the_recipe_of_finetuning_is_no_preset():
+    """And whoever takes it has not written what is in it."""
+    assert "finetune" not in PRESETS
+    recipe = load_recipe("finetune", ["model.checkpoint=x", "data.source=y", "schedule.iterations=9"])
+    assert recipe.written == {"model.checkpoint", "data.source", "schedule.iterations"}
+    assert (recipe.schedule.iterations, recipe.schedule.epochs, recipe.training.patience) == (9, None, 10)
+    with pytest.raises(ValueError, match="expected preset or checkpoint, got neither"):
+        load_recipe("finetune", ["data.source=y"])

@@ -60,6 +60,13 @@ def finetune(
         changes.append(f"{key}={json.dumps(value)}")
 
     from offseg_hf.training.recipe import FINETUNE, load_recipe
+    from offseg_hf.zoo.presets import PRESETS
+
+    if model in PRESETS and not Path(model).exists():
+        wrong_usage(
+            f"expected a trained model, got the preset {model}, which is an architecture: `offseg train {model} "
+            f"--data {data}` trains it from ImageNet weights"
+        )
 
     load_recipe(FINETUNE, changes)  # a mistake in it is an error before anything is loaded
 

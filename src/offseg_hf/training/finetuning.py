@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, AutoConfig, AutoImageProcessor, BaseImageProcessor
+from transformers import (
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedConfig,
+)
 
 from offseg_hf.data.check import SHOWN_CLASSES, SplitReport
 from offseg_hf.data.dataset import label_set_of
@@ -88,10 +94,12 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     register()
     asked = load_recipe(FINETUNE, overrides)
     saved = _saved(output.expanduser(), resume)
+    checkpoint = asked.model.checkpoint
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     facts = look_at(load_split(asked, asked.data.train_split))
     if saved is None:
-        processor = AutoImageProcessor.from_pretrained(asked.model.checkpoint, trust_remote_code=False)
-        fitted = fit(asked, facts, processor)
+        fitted = fit(asked, facts, config, processor)
     else:
         fitted = {section: {name: saved[section][name] for name in names} for section, names in FITTED.items()}
         fitted["loss"] = saved.get("loss", [])
@@ -113,15 +121,15 @@ def look_at(data: Dataset) -> Facts:
     return Facts(len(data), (height, width), report)
 
 
-def fit(recipe: Recipe, facts: Facts, processor: BaseImageProcessor) -> dict[str, Any]:
+def fit(recipe: Recipe, facts: Facts, config: PreTrainedConfig, processor: BaseImageProcessor) -> dict[str, Any]:
     """Choose values for the data and the model, by section.
 
     Args:
         recipe: as it is asked for, whose length and batch the rest follows from.
         facts: of the data.
+        config: the model's.
         processor: the model's, whose size training is at.
     """
-    config = AutoConfig.from_pretrained(recipe.model.checkpoint, trust_remote_code=False)
     scale, crop = sizes(facts.size, processor)
     if config.model_type.startswith("eomt"):  # the only one of its kind whose processor need not make it so
         crop = (config.image_size, config.image_size)
