@@ -34,8 +34,11 @@ class TrainingSet(Dataset):
     def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int = 0):
         if not {"image", "label"} <= set(dataset.column_names):
             raise ValueError(f"expected columns image and label, got {', '.join(dataset.column_names)}")
+        from datasets import Image
+
         self.dataset = dataset
         self.transform = transform
+        self._has_files = isinstance(dataset.features["image"], Image)  # once: asking copies all names and colors
         self.seed = _check_seed(seed)
         self.ignore_index = label_set_of(dataset).ignore_index
         self._pairs: PairReader | None = None  # made where it is used: a copy of the data set is not pickled along
@@ -65,13 +68,12 @@ class TrainingSet(Dataset):
 
     def _read(self, index: int) -> tuple[Any, Any]:
         """Read a photo and its label map as they are in the files, or as the data set's own transform makes them."""
-        from datasets import Image
-
-        if self.dataset.format["type"] == "custom" or not isinstance(self.dataset.features["image"], Image):
+        if self.dataset.format["type"] == "custom" or not self._has_files:
             row = self.dataset[index]
             return row["image"], row["label"]
         self._pairs = self._pairs or PairReader(self.dataset)
-        return self._pairs.read(index)
+        photo, label_map = self._pairs.read(index)
+        return np.asarray(photo), label_map  # upright RGB: the transform would make sure of that, by two copies
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pairs": None}

@@ -1,9 +1,10 @@
 """The official training augmentation: random resize, crop, flip, photometric distortion, normalization, padding.
 
 The same steps, order and arithmetic as the pipelines of mmseg and mmcv (on OpenCV), pixel by pixel, but only the
-pixels of the crop are ever computed: the crop is drawn first and resizing fills it alone, flipped, in blocks of rows
-that stay in the cache. Source: HVision-NKU/OffSeg @ 1414f6d, mmseg/datasets/transforms/transforms.py; mmcv
-@ a8073c7, mmcv/transforms/processing.py.
+pixels of the crop are ever computed: the crop is drawn first and resizing fills it alone, flipped, in blocks of rows.
+Files are decoded whole: `Image.draft` halves a JPEG in the frequency domain, which gives other pixels than OpenCV's
+resizing does, and Pillow cannot decode a part of a file. Source: HVision-NKU/OffSeg @ 1414f6d,
+mmseg/datasets/transforms/transforms.py; mmcv @ a8073c7, mmcv/transforms/processing.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,9 @@ from offseg_hf.models.image_operations import (
 # Crops looked at for one in which no class fills more than `cat_max_ratio`; the one drawn after these is taken as is.
 CROP_TRIES = 10
 
-# Pixels handled at a time: what is in between then fits into a core's second-level cache.
-BLOCK_PIXELS = 1 << 15
+# Pixels handled at a time, which bounds memory. Blocks that fit into a second-level cache are slower: a call of numpy
+# has its price, too.
+BLOCK_PIXELS = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,8 @@ def resize_crop(
         Blocks of `rows` as slices, and their pixels as uint8 (rows of the block, 3, columns).
     """
     height, width, _ = image.shape
-    blocks = [rows[block] for block in _blocks(len(rows), len(columns))]
+    shape = len(rows), len(columns)
+    blocks = [rows[block] for block in _blocks(*shape)]
     if (height, width) == size:
         resized = (_take(image, block, columns) for block in blocks)
     elif (height, width) == (2 * size[0], 2 * size[1]):  # OpenCV averages four pixels then
@@ -196,9 +199,11 @@ def resize_crop(
     else:
         x0, x1, x_weight = (taps[columns] for taps in linear_taps(width, size[1]))
         x_weight[x0 == x1] = 0  # see resize_bilinear
-        row_taps = linear_taps(height, size[0])
-        resized = (_interpolate(image, [taps[block] for taps in row_taps], (x0, x1, x_weight)) for block in blocks)
-    yield from zip(_blocks(len(rows), len(columns)), resized, strict=True)
+        column_taps = x0, x1, *fixed_point(x_weight)
+        y0, y1, y_weight = (taps[rows] for taps in linear_taps(height, size[0]))
+        row_taps = y0, y1, *fixed_point(y_weight)
+        resized = (_interpolate(image, [tap[block] for tap in row_taps], column_taps) for block in _blocks(*shape))
+    yield from zip(_blocks(*shape), resized, strict=True)
 
 
 def _average_of_four(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -207,23 +212,43 @@ def _average_of_four(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -
 
 
 def _interpolate(image: np.ndarray, row_taps: Sequence[np.ndarray], column_taps: Sequence[np.ndarray]) -> np.ndarray:
-    """Interpolate between the first and the second of the taps, by the second's weight, in OpenCV's fixed point."""
-    (y0, y1, y_weight), (x0, x1, x_weight) = row_taps, column_taps
-    used, position = np.unique(np.concatenate([y0, y1]), return_inverse=True)
-    left_weight, right_weight = fixed_point(x_weight)
-    lines = _take(image, used, x0) * left_weight
-    lines += _take(image, used, x1) * right_weight
-    lines >>= 4
-    top_weight, bottom_weight = (weight[:, None, None] for weight in fixed_point(y_weight))
-    top, bottom = lines[position[: len(y0)]], lines[position[len(y0) :]]
-    top *= top_weight
-    top >>= 16
-    bottom *= bottom_weight
-    bottom >>= 16
-    top += bottom
-    top += 2
-    top >>= 2
-    return top.astype(np.uint8)
+    """Interpolate in OpenCV's fixed point; taps are two positions, and the weights of what is there."""
+    y0, y1, top_weight, bottom_weight = row_taps
+    first = y0.min()
+    is_used = np.zeros(y1.max() - first + 1, bool)
+    is_used[y0 - first] = is_used[y1 - first] = True
+    lines = _interpolate_columns(image, np.flatnonzero(is_used) + first, column_taps)
+    position = np.cumsum(is_used) - 1
+
+    def weighted(y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        values = lines.take(position[y - first], axis=0).astype(np.int32)
+        values *= weight[:, None, None]
+        values >>= 16
+        return values
+
+    pixels = weighted(y0, top_weight)
+    pixels += weighted(y1, bottom_weight)
+    pixels += 2
+    pixels >>= 2
+    return pixels.astype(np.uint8)
+
+
+def _interpolate_columns(image: np.ndarray, rows: np.ndarray, column_taps: Sequence[np.ndarray]) -> np.ndarray:
+    """Compute (left * left_weight + right * right_weight) >> 4 as uint16 (rows, 3, columns).
+
+    The sum has 19 bits. Of weights in two parts, the upper 8 bits and the lower 4, each sum fits into 16, which
+    processors handle twice as fast as 32.
+    """
+    x0, x1, left_weight, right_weight = column_taps
+    left, right = (_take(image, rows, x).astype(np.uint16) for x in (x0, x1))
+    lines = left * (left_weight >> 4).astype(np.uint16)
+    lines += right * (right_weight >> 4).astype(np.uint16)
+    left *= (left_weight & 15).astype(np.uint16)
+    right *= (right_weight & 15).astype(np.uint16)
+    left += right
+    left >>= 4
+    lines += left
+    return lines
 
 
 def resize_label_crop(
