@@ -4,6 +4,7 @@ Takes some minutes on two cores, and can be interrupted: the same command goes o
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,4 +119,8 @@ def score(predictions: np.ndarray | list[np.ndarray], label_maps: np.ndarray, nu
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt as error:  # a training writes its checkpoint first, and knows the exit code
+        print("interrupted: the same command continues", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 130))

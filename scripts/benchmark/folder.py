@@ -10,7 +10,6 @@ cores, bound the whole. The photos are generated street scenes, the weights rand
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from measure import interleaved_medians, machine, markdown_table
+from measure import in_fresh_process, interleaved_medians, machine, markdown_table
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil, pipeline
 
@@ -133,10 +132,8 @@ def main(
         save_models(folder)
         rows = []
         for way, number in zip(WAYS, (photos, peer_photos), strict=True):
-            command = [sys.executable, __file__, "--threads", str(threads)]
-            command += ["--measure", json.dumps([way, str(folder), number])]
-            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            seconds, peak = json.loads(out.splitlines()[-1])
+            order = [way, str(folder), number]
+            seconds, peak = json.loads(in_fresh_process(__file__, order, allocator_returns_memory=False))
             rows.append([way, number, f"{number / seconds:.3f}", f"{seconds / number:.2f}", f"{peak / 2**20:.0f}"])
             print(*rows[-1], sep=" | ", file=sys.stderr)
         print(markdown_table(["", "photos", "photos per second", "seconds per photo", "peak memory, MB"], rows))

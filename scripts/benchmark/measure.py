@@ -1,8 +1,12 @@
 """Measuring what depends on the machine and the moment: times as ratios in one process, memory in a fresh one."""
 
 import ctypes
+import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +39,22 @@ def peak_memory(function: Callable[[], object]) -> int:
     base = _resident_set("VmRSS")
     function()
     return _resident_set("VmHWM") - base
+
+
+def in_fresh_process(script: str, order: list, allocator_returns_memory: bool = True) -> str:
+    """Return the last line that a script prints which is told, by `--measure`, what to measure.
+
+    Args:
+        script: its file; it has the options `--threads` and `--measure`.
+        order: what to measure, of what JSON can hold.
+        allocator_returns_memory: as `peak_memory` wants it.
+    """
+    import torch
+
+    command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--measure", json.dumps(order)]
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "131072"} if allocator_returns_memory else {})
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return output.splitlines()[-1]
 
 
 def count_macs(function: Callable[[], object]) -> int:

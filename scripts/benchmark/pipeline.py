@@ -9,15 +9,13 @@ of networks do not depend on them; those of label maps and masks depend on how m
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from measure import interleaved_medians, machine, markdown_table, peak_memory
+from measure import in_fresh_process, interleaved_medians, machine, markdown_table, peak_memory
 from PIL import Image
 from transformers import (
     ImageSegmentationPipeline,
@@ -92,10 +90,7 @@ def rows_of(label: str, names: list[str], path: Path | None, repeats: int) -> li
 
 def measure_memory(label: str, name: str, path: Path | None) -> int:
     """Return the bytes by which a process grows at most while it segments a photo."""
-    order = json.dumps([label, name, None if path is None else str(path)])
-    command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--measure", order]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
+    return int(in_fresh_process(__file__, [label, name, None if path is None else str(path)]))
 
 
 def main(

@@ -8,8 +8,6 @@ fresh process per number whose allocator returns what is freed.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +19,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from measure import interleaved_medians, machine, markdown_table, peak_memory
+from measure import in_fresh_process, interleaved_medians, machine, markdown_table, peak_memory
 
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation
 from oracle import plain
@@ -105,10 +103,7 @@ def training_rows(repeats: int) -> list[list]:
 
 
 def measure_memory(case: str, name: str, training: bool = False) -> int:
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, __file__, "--threads", threads, "--measure", json.dumps([case, name, training])]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
+    return int(in_fresh_process(__file__, [case, name, training]))
 
 
 def memory_of(case: str, name: str, training: bool) -> int:

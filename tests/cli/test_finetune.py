@@ -8,6 +8,7 @@ import pytest
 
 from offseg_hf.data.scenes.folder import write_scenes
 from tests.cli.running import assert_one_line, offseg
+from tests.processes import run_together
 from tests.small_model import save_small_model
 from tests.training.tiny import write_segformer
 
@@ -33,8 +34,8 @@ def test_one_line(things, tmp_path):
     result = finetune(things, "segformer", tmp_path / "run", *arguments, "training.patience=1")
     assert result.returncode == 0, result.stderr
     said = result.stderr.splitlines()
-    assert [line.partition(":")[0] for line in said[:5]] == ["data", "size", "length", "learning", "loss"]
-    assert "6 iterations of 4 samples, 2 an epoch" in said[2]
+    assert [line.partition(":")[0] for line in said[1:6]] == ["data", "size", "length", "learning", "loss"]
+    assert "6 iterations of 4 samples, 2 an epoch" in said[3]
     assert re.search(r"ended at iteration \d of 6: 1 evaluation in a row without a better mIoU", result.stderr)
     assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["model_type"] == "offset_learning"
 
@@ -64,3 +65,14 @@ def test_errors_are_one_line(things, tmp_path, arguments, code, message):
     result = finetune(things, "offseg", tmp_path / "run", *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_two_processes_fine_tune_together(things, tmp_path):
+    """What was chosen is told once."""
+    script = "import os, runpy, sys; os.environ['ACCELERATE_USE_CPU'] = 'true'; sys.argv[0] = 'offseg'; "
+    script += "runpy.run_module('offseg_hf.cli', run_name='__main__')"  # as `accelerate launch --cpu` starts it
+    common = ("--data", things / "scenes", "--model", things / "segformer", "--output", tmp_path / "run")
+    first, second = run_together(2, script, "finetune", *common, "--epochs", "1", "data.num_workers=0")
+    assert first.stderr.count("of warm-up") == 1 and "2 processes on cpu" in first.stderr
+    assert "warm-up" not in second.stderr
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()

@@ -172,7 +172,8 @@ def show(
         offseg data show my_photos --split validation --output sheet.png
         offseg data show my_photos --number 3 --augmented offseg-t-ade --output sheet.png
     """
-    from offseg_hf.data.dataset import load_segmentation_data
+    from offseg_hf.data.dataset import load_data
+    from offseg_hf.data.source import DataSource
     from offseg_hf.visualization.contact_sheet import write_contact_sheet
 
     quiet_libraries()
@@ -181,15 +182,7 @@ def show(
         from offseg_hf.training.recipe import load_recipe
 
         transform = load_recipe(augmented).augmentation
-    data = load_segmentation_data(
-        source,
-        split,
-        config_name=config_name,
-        revision=revision,
-        image_column=image_column,
-        label_column=label_column,
-        labels=labels,
-    )
+    data = load_data(DataSource(source, config_name, revision, image_column, label_column, labels), split)
     indices = write_contact_sheet(data, output, number, transform)
     stdout.print(f"{output}: {len(indices)} samples of {split}")
 

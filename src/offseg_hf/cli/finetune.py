@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from offseg_hf.cli.console import quiet_libraries, stderr, wrong_usage
+from offseg_hf.cli.console import quiet_libraries, wrong_usage
 from offseg_hf.cli.train import Resume
 
 
@@ -75,6 +75,4 @@ def finetune(
 
     quiet_libraries()
     recipe, lines = fit_recipe(changes, output, resume)
-    for line in lines:
-        stderr.print(line)
-    train(recipe, output, resume)
+    train(recipe, output, resume, lines)

@@ -43,10 +43,10 @@ def segment(
     """
     import torch
 
-    from offseg_hf.evaluation.protocol import Processes
     from offseg_hf.inference.files import make_folder, plan
     from offseg_hf.inference.files import segment as segment_jobs
     from offseg_hf.inference.segmenter import Segmenter
+    from offseg_hf.utils.processes import Processes
 
     quiet_libraries()
     processes = Processes.launched(device)
@@ -55,7 +55,7 @@ def segment(
         _report(outcome)
     if jobs:
         make_folder(output)
-        segmenter = Segmenter(model, device or processes.device, getattr(torch, dtype))
+        segmenter = Segmenter(model, processes.device(device), getattr(torch, dtype))
         batch_size = batch_size or (1 if segmenter.device.type == "cpu" else 8)
         arguments = (jobs, segmenter, opacity, batch_size, compile)
         # Closed, it writes to its end what it began: after an interruption, too.

@@ -16,11 +16,12 @@ from offseg_hf.data.source import AnySource, DataSource
 from offseg_hf.evaluation.outputs import FolderSink, Outputs, Sink, identify, weights_digest, write_json
 from offseg_hf.evaluation.pictures import draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES
-from offseg_hf.evaluation.protocol import Processes, evaluate_model, metric_for
+from offseg_hf.evaluation.protocol import evaluate_model, metric_for
 from offseg_hf.evaluation.report import environment, metric_report
 from offseg_hf.evaluation.samples import SampleReader, sample_names
 from offseg_hf.inference.segmenter import Segmenter, require_segmentation_model
 from offseg_hf.utils.files import file_digests, whole_file
+from offseg_hf.utils.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ def evaluate(
     is_streaming = not hasattr(dataset, "__len__")
     if options.limit is not None:
         dataset = dataset.take(options.limit if is_streaming else min(options.limit, len(dataset)))
-    device = options.device if processes.accelerator is None else str(processes.accelerator.device)
-    segmenter = Segmenter(model, device, options.dtype)
+    segmenter = Segmenter(model, processes.device(options.device), options.dtype)
     if options.tta:
         require_segmentation_model(str(model), segmenter.model.config, segmenter.processor, every_size=True)
     check_classes(segmenter.names, label_set.names, str(model), title, options.check_names)

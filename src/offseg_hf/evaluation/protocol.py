@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,56 +15,13 @@ from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.outputs import Sink
 from offseg_hf.evaluation.prediction import predict
 from offseg_hf.evaluation.samples import Sample, SampleReader, load_samples
+from offseg_hf.utils.processes import Processes
 from offseg_hf.utils.texts import one_line
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from datasets import Dataset, IterableDataset
-
-
-class Processes:
-    """The processes that share an evaluation: those of an accelerator, or without one this process alone.
-
-    An Accelerator for one process would be more than nothing: it settles device and precision for all that follows.
-    """
-
-    def __init__(self, accelerator: Accelerator | None = None):
-        self.accelerator = accelerator
-        self.index: int = 0 if accelerator is None else accelerator.process_index
-        self.count: int = 1 if accelerator is None else accelerator.num_processes
-
-    @classmethod
-    def launched(cls, device: str | None) -> Processes:
-        """Return the processes of `accelerate launch`, torchrun or MPI, or this one alone."""
-        counts = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-        if all(int(os.environ.get(name, 1)) == 1 for name in counts):
-            return cls()
-        from accelerate import Accelerator
-
-        # Without being told, accelerate takes several processes on CPUs for as many single ones.
-        return cls(Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available()))
-
-    @property
-    def device(self) -> str | None:
-        """Return the device of this process, where there are several."""
-        return None if self.accelerator is None else str(self.accelerator.device)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this one reports for all."""
-        return self.accelerator is None or self.accelerator.is_main_process
-
-    def autocast(self) -> AbstractContextManager:
-        """Compute in the precision that the processes were started with."""
-        return nullcontext() if self.accelerator is None else self.accelerator.autocast()
-
-    def total(self, sink: Sink) -> tuple[MeanIoU, int]:
-        """Return the metric over all processes, and how many samples it is of."""
-        if self.accelerator is None:
-            return sink.metric, sink.done
-        done = self.accelerator.reduce(torch.tensor(sink.done, device=self.accelerator.device), reduction="sum")
-        return sink.metric.across_processes(), int(done)
 
 
 def metric_for(dataset: Dataset | IterableDataset) -> MeanIoU:
@@ -125,7 +81,7 @@ def evaluate_model(
                 what = f"{type(model).__name__} with {type(processor).__name__}"
                 raise ValueError(f"{sample.name}: {what} makes no label map of it: {one_line(error)}") from error
             sink.add(sample, prediction, total)
-    metric, num_images = processes.total(sink)
+    metric, num_images = _total(sink, accelerator)
     if not num_images:
         raise ValueError("nothing to evaluate: the data set is empty")
     return {**metric.compute(), "num_images": num_images, "confusion_matrix": metric.confusion_matrix.cpu().numpy()}
@@ -140,6 +96,14 @@ def _share(
     indices = range(len(reader.rows))[processes.index :: processes.count]
     reader.indices = indices[start:]
     return load_samples(reader, workers), len(indices)
+
+
+def _total(sink: Sink, accelerator: Accelerator | None) -> tuple[MeanIoU, int]:
+    """Return the metric over all processes, and how many samples it is of."""
+    if accelerator is None:
+        return sink.metric, sink.done
+    done = accelerator.reduce(torch.tensor(sink.done, device=accelerator.device), reduction="sum")
+    return sink.metric.across_processes(), int(done)
 
 
 @contextmanager

@@ -72,7 +72,6 @@ def build_model(
         require_known(changes, sorted({*processor.to_dict(), *kinds}), "model.image_processor.")
         changes = check_settings("model.image_processor", changes, kinds)
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False, **changes)
-    require_trainable(model)
     if recipe.model.offset_learning:
         model = with_offset_learning(model, checkpoint)
     return model, processor
@@ -117,24 +116,6 @@ def keep_training_mode(model: PreTrainedModel, recipe: Recipe) -> None:
 def takes_masks(model: PreTrainedModel) -> bool:
     """Return whether a model learns from masks and their classes, and not from label maps."""
     return "mask_labels" in inspect.signature(type(model).forward).parameters
-
-
-def require_trainable(model: PreTrainedModel) -> None:
-    """Raise ValueError if the forward of a model wants other inputs than images and their label maps."""
-    parameters = inspect.signature(type(model).forward).parameters
-    needed = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
-    others = [name for name in needed if name not in ("self", "pixel_values")]
-    learns = "labels" in parameters or {"mask_labels", "class_labels"} <= parameters.keys()
-    if others or not learns:
-        wants = f"wants {', '.join(others)} too" if others else "takes no label maps"
-        raise ValueError(
-            f"expected a model that learns from images and their label maps; the forward of {type(model).__name__} "
-            f"{wants}, which offseg train does not support"
-        )
 
 
 def settings_without_effect(recipe: Recipe, model: PreTrainedModel, processor: BaseImageProcessor) -> list[str]:

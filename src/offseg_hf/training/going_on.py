@@ -12,19 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from offseg_hf.data.label_sets import LabelSet, plain_name
+from offseg_hf.inference.segmenter import require_segmentation_model
 from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class
 
 
-SEGMENTERS = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING)
 SHOWN_NAMES = 8
 # What a model begins with, and a trained one has left behind.
 INITIAL = ("layer_scale_init_value", "start_without_offsets")
@@ -86,11 +84,7 @@ def _configuration(checkpoint: str, changes: Mapping[str, Any]) -> PreTrainedCon
 def _load(
     checkpoint: str, config: PreTrainedConfig, changes: Mapping[str, Any], say: Callable[[str], None]
 ) -> PreTrainedModel:
-    if not any(type(config) in known for known in SEGMENTERS):
-        raise ValueError(
-            f"model.checkpoint={checkpoint} is a {config.model_type}, of which transformers has no model for semantic "
-            "or universal segmentation"
-        )
+    require_segmentation_model(f"model.checkpoint={checkpoint}", config, training=True)
     with named_settings("model.config", changes):
         model, found = auto_model_class(config).from_pretrained(
             checkpoint,

@@ -7,6 +7,7 @@ killed anywhere goes on from its last checkpoint as if it had not been.
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from offseg_hf.training.setup import Training, set_up
 from offseg_hf.training.state import ITERATION, Progress, seed_generators
 
 
-def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) -> Progress:
+def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None, notes: Sequence[str] = ()) -> Progress:
     """Train by a recipe, into a folder: `last/`, `best/` (by mIoU), `log.jsonl`, `recipe.yaml`, `environment.json`.
 
     The checkpoints are models for `from_pretrained` and `pipeline`, with the state of the training beside them. Runs
@@ -36,6 +37,7 @@ def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) 
         recipe: from `load_recipe`.
         output: the folder.
         resume: "auto" to go on from the newest checkpoint in `output`, if there is one, or a checkpoint's folder.
+        notes: to be told when it begins, once for all processes.
 
     Raises:
         TrainingInterrupted: by a signal, after `last/` was written.
@@ -45,7 +47,7 @@ def train(recipe: Recipe, output: str | Path, resume: str | Path | None = None) 
     """
     with Interruption() as interruption, ExitStack() as stack:
         with interruption.breakable("before the first iteration"):
-            training = set_up(recipe, Path(output).expanduser(), resume, stack)
+            training = set_up(recipe, Path(output).expanduser(), resume, stack, notes)
             run = Run(training, stack)
         progress, settings = training.progress, training.recipe.training
         finish_iteration(training, run, interruption)  # what a training that goes on was killed before

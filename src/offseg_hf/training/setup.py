@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -139,11 +139,12 @@ class Training:
         }
 
 
-def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitStack) -> Training:
-    """Set up a training by a recipe, new or to go on; `stack` closes what is opened."""
+def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitStack, told: Sequence[str]) -> Training:
+    """Set up a training by a recipe, new or to go on; `stack` closes what is opened, `told` begins its notes."""
     recipe, accelerator = start_process(recipe, output, stack)
     resumed = find_resumed(recipe, output, resume, accelerator)
-    notes = [] if resumed is None else [f"going on from {resumed.folder}, iteration {resumed.iteration}"]
+    notes = list(told)
+    notes += [] if resumed is None else [f"going on from {resumed.folder}, iteration {resumed.iteration}"]
     notes += launcher_notes(os.environ)
     if recipe.left_out:
         notes.append(f"left out, as it does not apply: {', '.join(recipe.left_out)}")

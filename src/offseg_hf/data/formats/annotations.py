@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -65,6 +66,27 @@ class Annotations:
     def add(self, file: str, message: str) -> None:
         """Note a problem."""
         self.problems.append(Problem(file, message))
+
+
+def regions_of(shapes: Iterable[tuple[str, Any]], region_of: Callable[[Any], Region | None]) -> list[Region]:
+    """Return the regions of the shapes of a photo, but for those without a pixel.
+
+    Args:
+        shapes: what an error calls each of them, and what it is.
+        region_of: reads one.
+
+    Raises:
+        ValueError: of `region_of`, with the shape's name.
+    """
+    regions = []
+    for name, shape in shapes:
+        try:
+            region = region_of(shape)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if region is not None:
+            regions.append(region)
+    return regions
 
 
 class Photos:

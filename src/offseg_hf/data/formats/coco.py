@@ -21,6 +21,7 @@ from offseg_hf.data.formats.annotations import (
     Shapes,
     is_void,
     output_name,
+    regions_of,
     require_size,
     split_of,
 )
@@ -105,15 +106,8 @@ def _near(path: Path) -> list[Path]:
 def _shapes(path: Path, record: dict, annotations: list[dict], ids: dict) -> Callable[[tuple[int, int]], Shapes]:
     def read(size: tuple[int, int]) -> list[Region]:
         require_size((record.get("width"), record.get("height")), size)
-        regions = []
-        for annotation in annotations:
-            try:
-                region = _region(annotation, _class_id(annotation, ids), size)
-            except ValueError as error:
-                raise ValueError(f"annotation {annotation.get('id')}: {error}") from None
-            if region is not None:
-                regions.append(region)
-        return regions
+        shapes = ((f"annotation {annotation.get('id')}", annotation) for annotation in annotations)
+        return regions_of(shapes, lambda annotation: _region(annotation, _class_id(annotation, ids), size))
 
     return read
 

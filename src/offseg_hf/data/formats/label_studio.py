@@ -17,6 +17,7 @@ from offseg_hf.data.formats.annotations import (
     is_void,
     name_in_url,
     output_name,
+    regions_of,
     require_size,
 )
 from offseg_hf.data.formats.grouping import without_upload_prefix
@@ -94,23 +95,19 @@ def _labels(part: dict) -> list[str]:
 
 def _reader(parts: list[dict], ids: dict[str, int]) -> Callable[[tuple[int, int]], Shapes]:
     def read(size: tuple[int, int]) -> list[Region]:
-        regions = []
-        for part in parts:
-            if "value" not in part or part.get("type") in ("choices", "textarea", "rating", "brush", "polygon"):
-                continue  # of the whole photo, or the stroke whose labels stand beside it under the same id
-            try:
-                require_size((part.get("original_width"), part.get("original_height")), size)
-                region = _region(part, ids, size)
-            except ValueError as error:
-                raise ValueError(f"result {part.get('id')}: {error}") from None
-            if region is not None:
-                regions.append(region)
-        return regions
+        shapes = ((f"result {part.get('id')}", part) for part in parts if _has_shape(part))
+        return regions_of(shapes, lambda part: _region(part, ids, size))
 
     return read
 
 
+def _has_shape(part: dict) -> bool:
+    """Return whether a result is none of the whole photo, nor a stroke whose labels stand beside it by the same id."""
+    return "value" in part and part.get("type") not in ("choices", "textarea", "rating", "brush", "polygon")
+
+
 def _region(part: dict, ids: dict[str, int], size: tuple[int, int]) -> Region | None:
+    require_size((part.get("original_width"), part.get("original_height")), size)
     value, labels = part["value"], _labels(part)
     if part.get("type") not in KINDS:
         raise ValueError(f"expected one of {', '.join(KINDS)}, got {part.get('type')}")

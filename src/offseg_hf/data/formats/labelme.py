@@ -21,6 +21,7 @@ from offseg_hf.data.formats.annotations import (
     Shapes,
     is_void,
     output_name,
+    regions_of,
     require_size,
     split_of,
 )
@@ -72,15 +73,8 @@ def read_labelme(files: dict[Path, dict[str, Any]], root: Path, images: Path | N
 def _reader(content: dict[str, Any], ids: dict[str, int]) -> Callable[[tuple[int, int]], Shapes]:
     def read(size: tuple[int, int]) -> list[Region]:
         require_size((content.get("imageWidth"), content.get("imageHeight")), size)
-        regions = []
-        for number, shape in enumerate(content["shapes"], start=1):
-            try:
-                region = _region(shape, ids, size)
-            except ValueError as error:
-                raise ValueError(f"shape {number}: {error}") from None
-            if region is not None:
-                regions.append(region)
-        return regions
+        shapes = ((f"shape {number}", shape) for number, shape in enumerate(content["shapes"], start=1))
+        return regions_of(shapes, lambda shape: _region(shape, ids, size))
 
     return read
 
