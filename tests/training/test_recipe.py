@@ -189,6 +189,8 @@ def test_without_overrides_nothing_changes():
     ("override", "message"),
     [
         ("training.sed=3", r"training.sed=3: unknown key training.sed \(did you mean training.seed\?\)"),
+        ("optimizer.lr=1e-4", r"unknown key optimizer.lr \(did you mean optimizer.learning_rate\?\)"),
+        ("optimizer.xyz=1", r"unknown key optimizer.xyz: expected some of kind, "),
         ("trainin.seed=1", r"unknown key trainin \(did you mean training\?\)"),
         ("inherit=x.yaml", "unknown key inherit"),
         ("training.seed", "expected key=value, such as training.seed=1, got 'training.seed'"),

@@ -203,10 +203,29 @@ def require(condition: bool, expected: str, got: Any) -> None:
         raise ValueError(f"expected {expected}, got {got}")
 
 
+# What other tools call a key.
+OTHER_WORDS = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "steps": "iterations",
+    "max_steps": "iterations",
+    "max_iters": "iterations",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "batch": "batch_size",
+    "fp16": "mixed_precision",
+    "bf16": "mixed_precision",
+    "amp": "mixed_precision",
+    "workers": "num_workers",
+}
+
+
 def require_known(values: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
     """Raise ValueError for a key that is not known, with the known one that is most like it."""
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(f"{prefix}{name}".lower(), [f"{prefix}{other}" for other in known], n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            near = OTHER_WORDS.get(name.lower())
+            if near not in known:
+                near = next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
+            hint = f" (did you mean {prefix}{near}?)" if near else ""
             raise ValueError(f"unknown key {prefix}{name}{hint}: expected some of {', '.join(known)}")
