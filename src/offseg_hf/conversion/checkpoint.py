@@ -332,7 +332,7 @@ def _has_weights(value: object, depth: int) -> bool:
 
 
 def _chosen(keys: list[str]) -> str:
-    """Of the keys of several state dicts the model's own: it has one of the known names, or is no average."""
+    """Return the key of the model's own state dict, of several: it has one of the known names, or is no average."""
     known = [key for key in WRAPPERS if key in keys]
     own = [key for key in keys if not AVERAGE.search(key)]
     if not known and len(own or keys) > 1:

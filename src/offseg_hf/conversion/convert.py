@@ -186,7 +186,7 @@ def _fits(weights: Mapping[str, Tensor], name: str, any_classes: bool) -> bool:
 
 
 def describe_misfit(weights: Mapping[str, Tensor]) -> str:
-    """Of weights that no preset fits, what they probably are: `of ...`."""
+    """Say of weights that no preset fits what they probably are: `of ...`."""
     if has_own_names(weights):
         return f"of another kind: {CONVERTED_ALREADY}; a model of one's own goes up with `offseg push`"
     if names := fitting_presets(weights, any_classes=True):

@@ -122,5 +122,5 @@ def _percent(share: float) -> str:
 
 
 def _font_size(width: int, height: int) -> int:
-    """Text of the same apparent size on every photo: 1/45 of the geometric mean of its sides, at least 12 pixels."""
+    """Return the size of text that looks alike on every photo: 1/45 of its sides' geometric mean, at least 12 pixels."""
     return max(12, round((width * height) ** 0.5 / 45))

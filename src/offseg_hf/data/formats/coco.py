@@ -76,7 +76,7 @@ def read_coco(files: dict[Path, dict[str, Any]], root: Path, images: Path | None
 
 
 def _categories(path: Path, content: dict, classes: dict[str, int], result: Annotations) -> dict[Any, int]:
-    """Index of the class by category id. Files of one data set share their classes by name."""
+    """Return the index of the class by category id. Files of one data set share their classes by name."""
     categories = content.get("categories")
     if not categories:
         raise ValueError(f"{path}: expected `categories` with the classes, got none")
@@ -97,7 +97,7 @@ def _categories(path: Path, content: dict, classes: dict[str, int], result: Anno
 
 
 def _near(path: Path) -> list[Path]:
-    """Where photos usually lie: beside the annotations/ folder, in images/, in a folder of its split."""
+    """Return where photos usually lie: beside the annotations/ folder, in images/, in a folder of its split."""
     above = path.parent.parent
     names = {"images", path.stem.rpartition("_")[2], f"images/{path.stem.rpartition('_')[2]}"}
     return [above / name for name in sorted(names) if (above / name).is_dir()]

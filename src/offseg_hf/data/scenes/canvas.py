@@ -42,12 +42,12 @@ class Canvas:
         return Image.fromarray(image.clip(0, 255).round().astype(np.uint8)), labels
 
     def project(self, point: Point) -> tuple[float, float]:
-        """Where a point of the world is in the picture: (column, row)."""
+        """Return where a point of the world is in the picture: (column, row)."""
         x, y, z = point
         return self.center + self.focal * x / z, self.horizon + self.focal * (self.camera_height - y) / z
 
     def faces_camera(self, quad: list[Point], middle: Point) -> bool:
-        """Whether the outer side of a solid's face is turned to the camera; `middle` lies inside the solid."""
+        """Return whether the outer side of a solid's face is turned to the camera; `middle` lies inside the solid."""
         a, b, _, d = (np.asarray(corner) for corner in quad)
         normal = np.cross(b - a, d - a)
         if normal @ (np.mean(quad, axis=0) - middle) < 0:

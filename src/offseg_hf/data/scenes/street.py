@@ -207,7 +207,7 @@ class _Scene(Canvas):
     # -- what stands on it -------------------------------------------------------------------------------------------
 
     def _place_objects(self) -> list[tuple]:
-        """Of each object (distance, function that draws it, (x, z, half width, height) of what casts its shadow)."""
+        """Return distance, drawing function and (x, z, half width, height) of what casts a shadow, of each object."""
         rng, placed = self.rng, []
 
         def add(draw, x, z, half_width, height, *arguments):
