@@ -122,5 +122,5 @@ def _percent(share: float) -> str:
 
 
 def _font_size(width: int, height: int) -> int:
-    """Return the size of text that looks alike on every photo: 1/45 of its sides' geometric mean, at least 12 pixels."""
+    """Return a size of text that looks alike on every photo: 1/45 of the sides' geometric mean, at least 12."""
     return max(12, round((width * height) ** 0.5 / 45))
