@@ -38,7 +38,7 @@ def presets() -> None:
         )
     stdout.print(table)
     stdout.print(
-        "Weights: none is hosted yet; `offseg convert` makes them from the authors' checkpoints.\n"
         "mIoU: the paper's, in %, at one scale. GMACs: of our models, at the paper's image sizes.\n"
-        "Tested at: longest and shortest side that a photo is resized into; side and stride of sliding windows."
+        "Tested at: longest and shortest side that a photo is resized into; side and stride of sliding windows.\n"
+        "Weights: none is hosted yet; `offseg convert` makes them from the authors' checkpoints."
     )
