@@ -23,7 +23,10 @@ TIMM_SUPPORT = Path(__file__).parents[1] / "timm_support.py"
 SIZES = ("s0", "s1", "s2", "l")
 PRESET_OF = {"s1": "offseg-t-ade", "s2": "offseg-b-ade", "l": "offseg-l-ade"}
 every_size = pytest.mark.parametrize("size", SIZES)
-every_official_size = pytest.mark.parametrize("size", PRESET_OF)
+# The larger ones differ in numbers only.
+every_official_size = pytest.mark.parametrize(
+    "size", [size if size == "s1" else pytest.param(size, marks=pytest.mark.slow) for size in PRESET_OF]
+)
 
 
 def backbone(size: str, image_size: int) -> EfficientFormerV2Backbone:

@@ -81,6 +81,7 @@ def exists(hub, name: str) -> bool:
 # -- which preset a file is of ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_preset_is_recognised():
     for name, keys in official_keys().items():
         with torch.device("meta"):

@@ -16,6 +16,7 @@ from tests.training.tiny import write_tiny
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+@pytest.mark.slow
 def test_ablation(tmp_path):
     """Two arms are trained on the same seed and compared; what is done is not done again."""
     write_tiny(tmp_path)

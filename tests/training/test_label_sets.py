@@ -33,7 +33,7 @@ def write_data(folder: Path, num_classes: int, ignore_index: int) -> None:
 
 
 @pytest.mark.parametrize("num_classes, ignore_index", [(9, 100), (300, 65534)])
-@pytest.mark.parametrize("model", ["offseg", "mask2former"])
+@pytest.mark.parametrize("model", ["offseg", pytest.param("mask2former", marks=pytest.mark.slow)])
 def test_they_train(processes, tmp_path, num_classes, ignore_index, model):
     write_data(tmp_path / "data", num_classes, ignore_index)
     values = yaml.safe_load(RECIPE)
