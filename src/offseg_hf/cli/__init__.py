@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from offseg_hf import __version__
-from offseg_hf.cli import convert, env, evaluate, finetune, presets, publish, push, recipe, segment, train
+from offseg_hf.cli import convert, env, evaluate, export, finetune, presets, publish, push, recipe, segment, train
 from offseg_hf.cli.console import command, command_group, stdout
 from offseg_hf.cli.data import data_app
 
@@ -44,6 +44,7 @@ commands: tuple[Callable[..., None], ...] = (
     train.train,
     finetune.finetune,
     evaluate.evaluate,
+    export.export,
     presets.presets,
     recipe.recipe,
     push.push,

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors")  # what a model does follows from these
+# What a model does follows from these.
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.onnx", "*.xml", "*.bin")
 
 
 @contextmanager
@@ -62,8 +63,8 @@ def _check_replaceable(path: Path, target: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists and is kept; name another output or pass overwrite (--overwrite)")
     if not _is_model_folder(target):
         raise FileExistsError(
-            f"{path} exists and is kept: only a folder with a model's config.json and model.safetensors and without "
-            "sub-folders is overwritten; name another output"
+            f"{path} exists and is kept: only a folder with a model's config.json and weights and without sub-folders "
+            "is overwritten; name another output"
         )
 
 
@@ -73,7 +74,8 @@ def _is_model_folder(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     is_flat = all(entry.is_file() for entry in folder.iterdir())
-    return is_flat and isinstance(config, dict) and "model_type" in config and (folder / "model.safetensors").is_file()
+    has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.onnx", "model.xml"))
+    return is_flat and isinstance(config, dict) and "model_type" in config and has_weights
 
 
 def file_digests(folder: Path) -> dict[str, str]:

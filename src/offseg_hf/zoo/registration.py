@@ -45,6 +45,8 @@ def register() -> None:
             _register_model(family.config, "AutoBackbone", family.encoder_of_model)
     for wrapper in WRAPPERS:
         _register_model(*wrapper)
+    exported = import_module("offseg_hf.export.runtime")  # a model whose network is a file: without code to save
+    _register(exported.ExportedConfig, "AutoModelForSemanticSegmentation", exported.ExportedForSemanticSegmentation)
 
 
 def auto_model_class(config) -> Any:
@@ -58,17 +60,21 @@ def auto_model_class(config) -> Any:
 
 
 def _register_model(config: str, auto_class: str, model: str) -> None:
+    config_class: Any = load_class(config)
+    model_class: Any = load_class(model)
+    _register(config_class, auto_class, model_class)
+    config_class.register_for_auto_class()
+    model_class.register_for_auto_class(auto_class)
+
+
+def _register(config_class: Any, auto_class: str, model_class: Any) -> None:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    config_class: Any = load_class(config)
-    model_class: Any = load_class(model)
     transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
     if auto_class == "AutoModelForUniversalSegmentation":  # where pipelines look for models that predict masks
         transformers.AutoModelForImageSegmentation.register(config_class, model_class, exist_ok=True)
-    config_class.register_for_auto_class()
-    model_class.register_for_auto_class(auto_class)
     # The stock pipeline compares with the names in here, and logs an error about a model that is not among them.
     names = {
         "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,

@@ -1,0 +1,77 @@
+"""`offseg export`: a model as a file for another runtime."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offseg_hf.cli.console import Overwrite, quiet_libraries, stdout
+
+
+class Format(StrEnum):
+    """Name the formats."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """Name the precisions."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="Folder for the file and all that belongs to it.")],
+    format: Annotated[Format, typer.Option(help="What is to run it.")] = Format.onnx,
+    precision: Annotated[
+        Precision, typer.Option(help="What it computes in: bf16 with OpenVINO, fp16 as ONNX, int8 of convolutions.")
+    ] = Precision.fp32,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="The only size that the network takes; by default any."),
+    ] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(help="Photo, folder or pattern to check with, and to calibrate int8; else generated scenes."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export a model to ONNX or OpenVINO, and check it against the model itself.
+
+    `offseg segment`, `offseg evaluate` and `pipeline` take the folder as they take a model. What differs from the
+    model by more than its precision explains is an error, and nothing is written.
+
+    Examples:
+        offseg export runs/mine/best --output exported
+        offseg export runs/mine/best --format openvino --precision bf16 --output exported
+        offseg export runs/mine/best --precision int8 --photos my_photos --size 512 512 --output exported
+    """
+    from offseg_hf.export.export import ExportOptions, export_model
+    from offseg_hf.inference.files import plan
+
+    quiet_libraries()
+    options = ExportOptions(format.value, precision.value, size)
+    options.check()
+    jobs, failed = plan(photos or [], output, overwrite=True)
+    if failed:
+        raise ValueError(f"{failed[0].source}: {failed[0].message}")
+    report = export_model(model, output, options=options, photos=[job.source for job in jobs], overwrite=overwrite)
+    height, width = report["image"]
+    stdout.print(
+        f"{100 * report['equal_labels']:.3f} % of labels are equal on {report['photos']} "
+        f"{'generated scenes' if report['generated'] else 'photos'}; logits differ by at most "
+        f"{report['largest_difference']:.1e} of {report['largest_logit']:.3g}"
+    )
+    stdout.print(
+        f"{report['runtime_ms']:g} ms for an image of {width}x{height}, with PyTorch {report['torch_ms']:g} ms; "
+        f"{report['megabytes']:g} MB"
+    )
+    if report["computed_in"] != precision:
+        stdout.print(f"this processor has no {precision.value}: checked and timed in {report['computed_in']}")
+    stdout.print(f"exported to {output}: `offseg segment photo.jpg --model {output} --output segmented`")

@@ -1,0 +1,196 @@
+"""What was exported, run as the model is: a model of transformers whose network is a file for another runtime.
+
+Windows, padding and post-processing stay those of this package, so that `pipeline`, `offseg segment` and `offseg
+evaluate` take an exported folder as they take a model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from offseg_hf.models.modeling_utils import SemanticSegmentationMixin
+
+
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # format -> what runs it, as pip and Python name it
+FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def require(module: str) -> Any:
+    """Import a package that only exported models need; say how to install it if it is missing.
+
+    Raises:
+        ValueError: says what to type.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise ValueError(f'this needs {error.name}, which is not installed: pip install "offseg-hf[export]"') from None
+
+
+@strict
+class ExportedConfig(PreTrainedConfig):
+    r"""Configuration of an exported model.
+
+    format (`str`, *optional*, defaults to `"onnx"`):
+        `"onnx"` or `"openvino"`.
+    precision (`str`, *optional*, defaults to `"fp32"`):
+        What the network computes in.
+    size (`list[int]`, *optional*):
+        Height and width of the only images that the network takes; by default it takes any.
+    num_channels (`int`, *optional*, defaults to 3):
+        Of the images.
+    num_parameters (`int`, *optional*, defaults to 0):
+        Of the model that was exported.
+    source (`dict`, *optional*):
+        What was exported: name, class and digest of its weights.
+    sha256 (`str`, *optional*):
+        Digest of the file, by which evaluations tell one from another.
+    """
+
+    model_type = "exported_segmenter"
+    keys_to_ignore_at_inference = ["image_sizes"]
+
+    format: str = "onnx"
+    precision: str = "fp32"
+    size: list[int] | tuple[int, ...] | None = None
+    num_channels: int = 3
+    num_parameters: int = 0
+    source: dict | None = None
+    sha256: str | None = None
+
+    def validate_architecture(self):
+        """Part of the `strict` validation."""
+        if self.format not in RUNTIMES:
+            raise ValueError(f"format must be one of {', '.join(RUNTIMES)}, got {self.format!r}")
+
+
+class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel):
+    """A model for semantic segmentation whose network runs in ONNX Runtime or OpenVINO, on the CPU.
+
+    Args:
+        config: its configuration.
+        network: the network.
+    """
+
+    config: ExportedConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: ExportedConfig, network: "Network"):
+        super().__init__(config)
+        self.network = network
+        # Of transformers' models the parameters say what device and precision inputs are wanted in.
+        self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *_, config: ExportedConfig | None = None, **kwargs) -> Any:
+        """Load an exported folder, or one on the Hub.
+
+        Args:
+            name: The folder, or the repository on the Hub.
+            *_: Nothing.
+            config: Its configuration; by default it is read.
+            **kwargs: `output_loading_info`, and where on the Hub it is; what is for weights is refused.
+
+        Raises:
+            ValueError: for another precision than that of the file, and if the runtime is not installed.
+        """
+        where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        if kwargs.get("dtype") not in (None, "auto", torch.float32, "float32"):
+            raise ValueError(
+                f"{name} was exported in its precision, got dtype {kwargs['dtype']}: export the model again, with "
+                "another --precision, and pass float32 here, in which it takes images and gives logits"
+            )
+        if config is None:
+            config = ExportedConfig.from_pretrained(name, **where)
+        paths = [cached_file(str(name), file, **where) for file in FILES[config.format]]
+        model = cls(config, open_network(Path(paths[0]), config.format, config.precision)).eval()
+        if not kwargs.get("output_loading_info"):
+            return model
+        return model, {name: set() for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
+
+    def forward(  # without labels: it cannot be trained
+        self, pixel_values: Tensor, windows: Tensor | None = None, image_sizes: Tensor | None = None
+    ) -> Any:
+        """Segment images as every model here does; arguments are those of its `forward`."""
+        return super().forward(pixel_values, windows=windows, image_sizes=image_sizes, output_hidden_states=False)
+
+    def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits of images, one by one, and no feature maps."""
+        size = self.config.size
+        if size is not None and tuple(pixel_values.shape[-2:]) != tuple(size):
+            raise ValueError(
+                f"this model was exported for images of {size[0]} x {size[1]} (height x width), got "
+                f"{pixel_values.shape[-2]} x {pixel_values.shape[-1]}: export it without --size for any"
+            )
+        images = pixel_values.to("cpu", torch.float32).numpy()
+        logits = np.concatenate([self.network.run(image[None]) for image in images])
+        return torch.from_numpy(logits).to(pixel_values.device), []
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Return how many the exported model has, none of which can be trained."""
+        return 0 if only_trainable else self.config.num_parameters
+
+    def fuse(self) -> Any:
+        """Raise ValueError: it was fused before it was exported."""
+        raise ValueError("an exported model is fused already")
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Raise ValueError: an exported folder is complete."""
+        raise ValueError("an exported model cannot be saved: copy its folder, or export the model again")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in a runtime.
+
+    Args:
+        run: float32 images (1, channels, height, width) -> logits.
+        computes_in: what it really computes in: bf16 only on processors that have it.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    computes_in: str
+
+
+def open_network(path: Path, format: str, precision: str) -> Network:
+    """Open the network in a file.
+
+    Args:
+        path: the file.
+        format: one of `RUNTIMES`.
+        precision: in which it computes.
+    """
+    threads = torch.get_num_threads()
+    if format == "onnx":
+        onnxruntime = require("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return Network(lambda images: session.run(None, {"pixel_values": images})[0], precision)
+    openvino = require("openvino")
+    # On newer processors OpenVINO would compute in bf16 unless it is told.
+    hint = "bf16" if precision == "bf16" else "f32"
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": hint,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    request = compiled.create_infer_request()
+    is_other = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() != hint
+    return Network(lambda images: request.infer({0: images})[0].copy(), "fp32" if is_other else precision)
