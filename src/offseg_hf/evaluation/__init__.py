@@ -1,6 +1,6 @@
 """Evaluation by the official protocol: `evaluate_model` for what is loaded, `evaluate` for the `offseg` command."""
 
-from offseg_hf.evaluation.evaluate import EvaluationOptions, evaluate
+from offseg_hf.evaluation.evaluate import EvaluationOptions, evaluate, report_again
 from offseg_hf.evaluation.outputs import Outputs, Sink
 from offseg_hf.evaluation.pictures import draw_comparison, draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES, predict
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate_model",
     "metric_for",
     "predict",
+    "report_again",
     "result_line",
     "result_table",
 ]
