@@ -40,16 +40,18 @@ class Browser:
             os.dup2(low, 3), os.dup2(high, 4)
 
         self._process = subprocess.Popen(
-            command, preexec_fn=as_three_and_four, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            preexec_fn=as_three_and_four,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for fd in (theirs_in, theirs_out, low, high):
             os.close(fd)
         self._rest, self._last, self._session = b"", 0, None
         self.requests: list[str] = []
         self.errors: list[str] = []
-        target = next(
-            target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page"
-        )
+        target = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
         self._session = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self(f"{domain}.enable")

@@ -445,6 +445,13 @@ def test_files(model_folder, scenes_folder, scenes, tmp_path):
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert found == sorted(
         ["card/result.json", "out/evaluation.json", "out/confusion_matrix.png"]
+        + ["out/report.html", "out/image_counts.parquet"]
+        + [f"out/report/photo/{index}.jpg" for index in range(NUM_IMAGES)]
+        + [
+            f"out/report/{kind}/{index}.png"
+            for kind in ("annotation", "prediction", "difference")
+            for index in range(NUM_IMAGES)
+        ]
         + [f"out/{folder}/{stem}" for folder in ("overlays", "submission") for stem in stems]
     )
 

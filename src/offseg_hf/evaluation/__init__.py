@@ -5,7 +5,7 @@ from offseg_hf.evaluation.outputs import Outputs, Sink
 from offseg_hf.evaluation.pictures import draw_comparison, draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES, predict
 from offseg_hf.evaluation.protocol import evaluate_model, metric_for
-from offseg_hf.evaluation.report import result_line, result_table
+from offseg_hf.evaluation.report import comparison_lines, result_line, result_table
 from offseg_hf.evaluation.samples import Sample
 
 
@@ -15,6 +15,7 @@ __all__ = [
     "Outputs",
     "Sample",
     "Sink",
+    "comparison_lines",
     "draw_comparison",
     "draw_confusion_matrix",
     "evaluate",

@@ -5,6 +5,7 @@ All that the report shows, and every comparison, follows from these integers, wi
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -199,4 +200,5 @@ def _values(column: pa.Array) -> list[Any]:
     """Return a column's values, lists of integers as arrays that share its memory."""
     if not pa.types.is_list(column.type):
         return column.to_pylist()
-    return np.split(column.flatten().to_numpy(), column.offsets.to_numpy()[1:-1] - column.offsets[0].as_py())
+    values, ends = column.values.to_numpy(), column.offsets.to_numpy()
+    return [values[begin:end] for begin, end in pairwise(ends)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 PICTURES = "report"  # folder beside the report
-KINDS = {"photo": ".jpg", "truth": ".png", "prediction": ".png", "difference": ".png"}
+KINDS = {"photo": ".jpg", "annotation": ".png", "prediction": ".png", "difference": ".png"}
 MAX_SIDE = 2048  # pixels
 TILE = (112, 84)  # pixels: the box of each picture in a thumbnail
 RIGHT, WRONG, UNANNOTATED = (225, 229, 234), (204, 41, 54), (150, 154, 160)
@@ -118,12 +118,12 @@ def write_pictures(
         palette: colors of the classes.
     """
     scale = min(1, MAX_SIDE / max(photo.size))
-    size = tuple(max(1, round(length * scale)) for length in photo.size)
+    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
     annotated = (label >= 0) & (label < len(palette))
     difference = np.where(annotated, label != prediction, 2)
     pictures = {
         "photo": photo.resize(size, reducing_gap=2.0) if scale < 1 else photo,
-        "truth": draw_classes(label, palette),
+        "annotation": draw_classes(label, palette),
         "prediction": draw_classes(prediction, palette),
         "difference": draw_classes(difference, (RIGHT, WRONG)),
     }

@@ -105,8 +105,8 @@ def _predict(
     label_map = total.argmax(dim=0)
     if not with_probability:
         return label_map, None
-    rows, columns = (grid(length).to(total.device) for length in size)
-    winner = total.index_select(1, rows).index_select(2, columns).amax(dim=0)
+    places = [grid(length).to(total.device) for length in size]
+    winner = total.index_select(1, places[0]).index_select(2, places[1]).amax(dim=0)
     return label_map, (winner / (len(views) * (2 if flip else 1))).cpu()
 
 
@@ -115,16 +115,16 @@ def _predict_view(
 ) -> tuple[Tensor, Tensor | None]:
     if "windows" in inputs:
         (image,) = average_windows(lambda crops: model(crops).logits, **inputs)
-        label_map, logits = image.label_map(size), image.windows[0][2]
+        label_map, num_classes = image.label_map(size), len(image.windows[0][2])
         scores_at = partial(image.scores_at, size)
     else:
         outputs = model(**inputs)
         label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
         logits = _logits(outputs)
-        scores_at = partial(upsampled_at, logits, size)
-    if not with_probability or logits is None:
-        return label_map, None
-    return label_map, winners_probability(scores_at, len(logits), size)
+        if logits is None:
+            return label_map, None
+        num_classes, scores_at = len(logits), partial(upsampled_at, logits, size)
+    return label_map, winners_probability(scores_at, num_classes, size) if with_probability else None
 
 
 def _logits(outputs: Any) -> Tensor | None:

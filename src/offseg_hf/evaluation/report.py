@@ -94,6 +94,21 @@ def result_line(report: Mapping[str, Any]) -> str:
     return f"{numbers} on {data['num_images']} images of {data['title']}, {data['split']}"
 
 
+def comparison_lines(report: Mapping[str, Any]) -> list[str]:
+    """Write the differences to the evaluation that this one was compared with, if there is one."""
+    comparison = report.get("comparison")
+    if comparison is None:
+        return []
+    lines = [f"compared with {comparison['with']} (95 % intervals over images):"]
+    for key, title in (("mIoU", "mIoU"), ("mBoundaryIoU", "Boundary mIoU"), ("aAcc", "aAcc")):
+        row = comparison["metrics"][key]
+        if row["difference"] is not None:
+            between = "({:+.2f} to {:+.2f})".format(*(100 * end for end in row["interval"])) if row["interval"] else ""
+            lines.append(f"  {title} {100 * row['difference']:+.2f} {between}".rstrip())
+    images = comparison["images"]
+    return [*lines, f"  images: {images['better']} better, {images['worse']} worse, of {images['of']}"]
+
+
 def _number(value: float | np.floating | np.ndarray) -> float | None:
     return None if math.isnan(float(value)) else round(float(value), 6)
 

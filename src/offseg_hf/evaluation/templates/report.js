@@ -24,8 +24,11 @@ const byId = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en");
 const percent = (ratio, digits = 1) => (ratio === null || ratio === undefined ? "–" : `${(100 * ratio).toFixed(digits)}`);
 const share = (ratio) => (ratio > 0 && ratio < 0.001 ? "< 0.1 %" : `${percent(ratio)} %`);
-const signed = (value, digits = 1) =>
-  value === null ? "–" : `${value > 0 ? "+" : value < 0 ? "−" : "±"}${Math.abs(100 * value).toFixed(digits)}`;
+function signed(value, digits = 1) {
+  if (value === null) return "–";
+  const size = Math.abs(100 * value).toFixed(digits);
+  return Number(size) === 0 ? size : `${value > 0 ? "+" : "−"}${size}`;
+}
 const direction = (value) => (value > 0 ? "better" : value < 0 ? "worse" : "");
 
 function className(index) {
@@ -174,7 +177,9 @@ function drawComparison() {
       cell: (row) => element("span", { className: isSure(row.BoundaryIoU) ? direction(row.BoundaryIoU.difference) : "" }, signed(row.BoundaryIoU.difference, 2)),
     },
   ];
-  const place = table(columns, comparison.classes, { limit: 15, sorted: 3, ascending: true }).place;
+  const size = ({ IoU }) => (IoU.difference === null ? -1 : isSure(IoU) + Math.abs(IoU.difference)); // at most 1 of these
+  const rows = [...comparison.classes].sort((a, b) => size(b) - size(a));
+  const place = table(columns, rows, { limit: 15 }).place;
   place.style.marginTop = "14px";
   byId("comparison-classes").append(place);
 }
@@ -266,7 +271,7 @@ function drawMatrix() {
     const [right, wrong] = [color("--accent"), color("--bad")];
     for (const [cell, pixels] of cells) {
       const [row, column] = [Math.floor(cell / numClasses), cell % numClasses];
-      context.globalAlpha = Math.sqrt(pixels / rowTotals[row]);
+      context.globalAlpha = 0.12 + 0.88 * Math.sqrt(pixels / rowTotals[row]);
       context.fillStyle = row === column ? right : wrong;
       const gap = size > 8 ? 1 : 0;
       context.fillRect(margin + column * size, margin + row * size, size - gap, size - gap);
