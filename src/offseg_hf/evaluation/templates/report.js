@@ -320,7 +320,10 @@ function drawMatrix() {
   }
 
   const cellAt = (event) => [Math.floor((event.offsetY - margin) / size), Math.floor((event.offsetX - margin) / size)];
-  const choose = () => cursor && cursor[0] !== cursor[1] && showImages({ label: cursor[0], prediction: cursor[1] });
+  const choose = () => {
+    const [label, prediction] = cursor ?? [0, 0];
+    if (label !== prediction && cells.has(label * numClasses + prediction)) showImages({ label, prediction });
+  };
   canvas.addEventListener("pointermove", (event) => move(...cellAt(event)));
   canvas.addEventListener("click", (event) => { move(...cellAt(event)); choose(); });
   canvas.addEventListener("focus", () => cursor ?? move(0, 0));
