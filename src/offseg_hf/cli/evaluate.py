@@ -55,11 +55,9 @@ def evaluate(
     report of the evaluation in --output is written again, from its counts.
 
     Examples:
-        offseg evaluate --model runs/mine/best --data my_photos
+        offseg evaluate --model runs/mine/best --data my_photos --output evaluated
         offseg evaluate --model hvision/offseg-t-ade --data ADEChallengeData2016 --tta
-        offseg evaluate --model runs/mine/best --data my_photos --json result.json
-        offseg evaluate --model runs/mine/best --data my_photos --output new --compare old/evaluation.json
-        offseg evaluate --output new --compare old/evaluation.json
+        offseg evaluate --output evaluated --compare older/evaluation.json
     """
     import torch
 

@@ -34,7 +34,7 @@ const direction = (value) => (value > 0 ? "better" : value < 0 ? "worse" : "");
 function className(index) {
   const swatch = element("span", { className: "swatch" });
   swatch.style.background = classes[index].color;
-  return [swatch, classes[index].name];
+  return [element("span", { className: "class" }, swatch, classes[index].name)];
 }
 
 function bar(ratio) {
@@ -271,7 +271,7 @@ function drawMatrix() {
     const [right, wrong] = [color("--accent"), color("--bad")];
     for (const [cell, pixels] of cells) {
       const [row, column] = [Math.floor(cell / numClasses), cell % numClasses];
-      context.globalAlpha = 0.12 + 0.88 * Math.sqrt(pixels / rowTotals[row]);
+      context.globalAlpha = 0.05 + 0.95 * (pixels / rowTotals[row]) ** 0.4;
       context.fillStyle = row === column ? right : wrong;
       const gap = size > 8 ? 1 : 0;
       context.fillRect(margin + column * size, margin + row * size, size - gap, size - gap);
