@@ -184,6 +184,19 @@ def test_confusions_of_images_are_those_of_the_matrix():
         assert (np.diff(found[:, 2]) <= 0).all()
 
 
+def test_of_very_many_images_the_worst_are_listed(monkeypatch):
+    labels = LABEL_SETS["cityscapes"]
+    counts, metric = counted(6, len(labels))
+    report = reported(labels, counts, metric)
+    every = page_data(report, counts)["images"]
+    monkeypatch.setattr(page_module, "MAX_IMAGES", 2)
+    data = page_data(report, counts)
+    expected = sorted(sorted(range(6), key=lambda index: every["mIoU"][index])[:2])
+    assert data["images"]["index"] == expected and data["dataset"]["num_images"] == 6
+    for name, values in data["images"].items():
+        assert values == [every[name][index] for index in expected]
+
+
 def test_two_thousand_images_of_150_classes_are_a_light_page():
     """But for thumbnails, which have a budget of their own. What an image needs does not depend on their number."""
     sizes = [len(page(page_data(*many_classes(images))).encode()) for images in (100, 300)]

@@ -23,6 +23,7 @@ from offseg_hf.utils.files import whole_file
 
 PAGE = "report.html"
 THUMBNAIL_BYTES = 4 * 2**20  # of all thumbnails in the page: those of the worst images
+MAX_IMAGES = 5000  # listed in the page: the worst
 SMALLEST_CONFUSION = 0.001  # of an image's annotated pixels: below, the page does not say where it occurs
 
 
@@ -59,16 +60,18 @@ def page_data(report: Mapping[str, Any], counts: ImageCounts, other: SavedEvalua
     """Return what the page shows, but for thumbnails: the report, and per image its scores and its confusions."""
     tables = counts.per_image()
     scores = tables.scores()
+    listed = np.sort(np.argsort(scores["mIoU"], kind="stable")[:MAX_IMAGES])  # numpy puts NaN last
+    rows = [counts.rows[place] for place in listed]
     images: dict[str, Any] = {
-        "index": [row["index"] for row in counts.rows],
-        "name": [row["image"].rpartition("/")[2] for row in counts.rows],
-        "size": [f"{row['width']} × {row['height']}" for row in counts.rows],
-        "annotated": tables.labeled.sum(axis=1).tolist(),
-        **{name: _numbers(values) for name, values in scores.items()},
-        "confusions": [_confusions(row, SMALLEST_CONFUSION * row["pixels"].sum()) for row in counts.rows],
+        "index": [row["index"] for row in rows],
+        "name": [row["image"].rpartition("/")[2] for row in rows],
+        "size": [f"{row['width']} × {row['height']}" for row in rows],
+        "annotated": tables.labeled[listed].sum(axis=1).tolist(),
+        **{name: _numbers(values[listed]) for name, values in scores.items()},
+        "confusions": [_confusions(row, SMALLEST_CONFUSION * row["pixels"].sum()) for row in rows],
     }
     if other is not None:
-        images["before"] = _numbers(other.counts.per_image().scores()["mIoU"])
+        images["before"] = _numbers(other.counts.per_image().scores()["mIoU"][listed])
     return {
         **{key: report[key] for key in ("model", "dataset", "protocol", "environment", "metrics", "classes")},
         **{key: report.get(key) for key in ("calibration", "comparison", "boundary")},

@@ -569,6 +569,7 @@ function drawAbout() {
       "other pictures are read from the folder report/ beside it when they are shown. evaluation.json has the numbers, image_counts.parquet those of each image."],
     ["IoU, recall, precision", "Pixels of all images together, per class: right / (annotated or predicted so), right / annotated so, right / predicted so. Means are over the classes that have a number. Pixels without annotation are not counted."],
     ["Boundary IoU", `As IoU, only of the pixels near the boundary of the class, on its inner side (Cheng et al., 2021): at most ${percent(report.boundary.width_of_diagonal, 0)} % of the image's diagonal from a pixel of another class, from the image's border, or from pixels without annotation. Intersections and unions are summed over all images.`],
+    ["Images", `${numImages === report.dataset.num_images ? "All" : `The ${number(numImages)} with the lowest mIoU, of ${number(report.dataset.num_images)},`} are listed.`],
     ["Score of an image", "mIoU and Boundary mIoU over the classes that are annotated or predicted in it: a class of a few pixels weighs as much as any other."],
     ["Filter by confusion", `Finds the images where the confusion takes at least ${percent(report.smallest_confusion, 1)} % of the annotated pixels.`],
     ["Calibration", "The probability of the winning class after a softmax over the classes" + (augmented ? ", averaged over all views" : "") + ", in 15 bins of equal width (Guo et al., 2017), at a grid of pixels."],
