@@ -838,6 +838,8 @@ evaluate(sys.argv[1], sys.argv[2], "val", options=options, outputs=outputs)
     assert [row["index"] for row in counts[0].rows] == list(range(NUM_IMAGES))
     assert counts[0].names == counts[1].names
     np.testing.assert_array_equal(counts[0].per_image().labeled, counts[1].per_image().labeled)
+    page = (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp") == NUM_IMAGES  # thumbnails of what both wrote
     assert two["metrics"]["ECE"] == pytest.approx(one["metrics"]["ECE"], abs=0.002)
     assert len(list((tmp_path / "two" / "report" / "photo").iterdir())) == NUM_IMAGES
     assert two["dataset"]["num_images"] == NUM_IMAGES  # odd: none is counted twice to make it even

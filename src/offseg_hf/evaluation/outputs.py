@@ -27,6 +27,7 @@ from offseg_hf.utils.files import whole_file
 
 
 SECONDS_BETWEEN_SAVES = 10.0
+OF_ANOTHER_PROGRAM = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError)
 WRITERS = 2  # threads that write pictures, and pictures that wait for them
 
 
@@ -141,8 +142,11 @@ class Sink:
     def keep(self, sample: Sample, prediction: Tensor) -> None:
         """Write what is to be kept of a sample, which is counted already: nothing here."""
 
+    def flush(self) -> None:
+        """Write what still waits to be written: nothing here."""
+
     def finish(self) -> None:
-        """End an evaluation of which all samples were taken in."""
+        """End an evaluation of which all samples were taken in, by all processes."""
 
 
 class FolderSink(Sink):
@@ -198,7 +202,7 @@ class FolderSink(Sink):
         )
         self._content = chain(self._content, sample.content)
         if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES:
-            self._wait()
+            self.flush()
             state = {
                 "done": self.done,
                 "content": self._content,
@@ -209,7 +213,11 @@ class FolderSink(Sink):
                 torch.save(state, path)
             self._saved_at = time.monotonic()
 
-    def _wait(self, pending: int = 0) -> None:
+    def flush(self) -> None:
+        """Wait until all pictures are there; raises their errors."""
+        self._wait(pending=0)
+
+    def _wait(self, pending: int) -> None:
         """Wait until the report's pictures of all samples but the last `pending` are there; raises their errors."""
         while len(self._written) > pending:
             self._written.popleft().result()
@@ -241,14 +249,7 @@ class FolderSink(Sink):
             images = ImageCounts.from_bytes(state["images"])
         except FileNotFoundError:
             return
-        except (
-            RuntimeError,
-            pickle.UnpicklingError,
-            EOFError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # another program's file
+        except OF_ANOTHER_PROGRAM:
             return
         found, now = 0, b""
         for place, name, sample in reader.contents(index, count, done):
@@ -260,8 +261,8 @@ class FolderSink(Sink):
             self.done, self._content, self.counts = done, content, images
 
     def finish(self) -> None:
-        """Wait for the last pictures, and remove what only an interruption needs."""
-        self._wait()
+        """Remove what only an interruption needs."""
+        self.flush()
         self._writers.shutdown()
         self._state.unlink(missing_ok=True)
 

@@ -89,6 +89,7 @@ def evaluate_model(
                 what = f"{type(model).__name__} with {type(processor).__name__}"
                 raise ValueError(f"{sample.name}: {what} makes no label map of it: {one_line(error)}") from error
             sink.add(sample, prediction, total, probability)
+    sink.flush()  # of all processes, before any has the total: then the main one finds what the others wrote
     metric, counts, num_images = _total(sink, accelerator)
     if not num_images:
         raise ValueError("nothing to evaluate: the data set is empty")
