@@ -373,3 +373,24 @@ def test_many_classes_and_no_pictures(browser, tmp_path):
     assert "no distribution over the classes" in text_of(browser, "#calibration-content")[0]
     browser.evaluate("document.querySelector('.card').click()")
     browser.wait("document.querySelectorAll('#viewer .gone').length === 4")
+
+
+def test_one_class_and_nothing_annotated(browser, tmp_path):
+    labels = LabelSet("one", "one", ("<i>all</i>",), ((9, 9, 9),), (0,), (), False)
+    counts, metric = ImageCounts(1), MeanIoU(1)
+    maps = torch.zeros(20, 30, dtype=torch.int64), torch.full((20, 30), 255)
+    counts.add(0, "only.png", metric.confusion_matrix, *maps, torch.ones(len(grid(20)), len(grid(30))))
+    report = reported(labels, counts, metric)
+    assert report["metrics"]["mBoundaryIoU"] is None and report["metrics"]["ECE"] is None
+    write_pictures(
+        tmp_path / "report", 0, Image.new("RGB", (30, 20)), maps[1].numpy(), maps[0].numpy(), labels.palette
+    )
+    write_page(tmp_path, report, counts)
+    opened(browser, tmp_path)
+    assert text_of(browser, "#summary dd") == ["–"] * 6
+    assert text_of(browser, "#calibration-content") == ["No pixel is annotated."]
+    assert text_of(browser, "#class-table tbody td")[0] == "<i>all</i>"
+    assert text_of(browser, ".card .caption") == ["only.png\nnot annotated"]
+    browser.evaluate("document.querySelector('.card').click()")
+    browser.wait("[...document.querySelectorAll('#viewer img')].filter(node => node.naturalWidth).length === 4")
+    assert browser.errors == []
