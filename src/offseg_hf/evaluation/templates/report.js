@@ -80,7 +80,7 @@ function table(columns, rows, { limit = 25, sorted = null, ascending = false } =
     const grid = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...body));
     place.replaceChildren(element("div", { className: "scroll" }, grid));
     if (chosen.length > shown) {
-      const more = element("button", { type: "button", className: "more" }, `Show all ${chosen.length}`);
+      const more = element("button", { type: "button", className: "more" }, `Show all ${number(chosen.length)}`);
       more.addEventListener("click", () => { shown = Infinity; draw(); });
       place.append(more);
     }
@@ -242,7 +242,7 @@ function drawPairs() {
     { title: "of the class", number: true, tip: "Share of the pixels of the annotated class", value: (row) => row.share, cell: (row) => share(row.share) },
     { title: "of all pixels", number: true, tip: "Share of all annotated pixels", value: (row) => row.pixels, cell: (row) => share(row.pixels / annotatedPixels) },
   ];
-  byId("pair-table").append(table(columns, pairs.slice(0, 500), { limit: 15, sorted: 2 }).place);
+  byId("pair-table").append(table(columns, pairs, { limit: 15, sorted: 2 }).place);
 }
 
 function drawMatrix() {
