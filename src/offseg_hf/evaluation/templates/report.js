@@ -565,7 +565,7 @@ function drawAbout() {
   const shown = Object.keys(report.thumbnails).length;
   const augmented = report.protocol.test_time_augmentation;
   const texts = [
-    ["What is in it", `Everything but full-size pictures is in this file, which works offline. Thumbnails of ${number(shown)} images, the worst, are in it; ` +
+    ["What is in it", `Everything but full-size pictures is in this file, which works offline. Thumbnails of ${shown === numImages ? "all images" : `${number(shown)} images, the worst,`} are in it; ` +
       "other pictures are read from the folder report/ beside it when they are shown. evaluation.json has the numbers, image_counts.parquet those of each image."],
     ["IoU, recall, precision", "Pixels of all images together, per class: right / (annotated or predicted so), right / annotated so, right / predicted so. Means are over the classes that have a number. Pixels without annotation are not counted."],
     ["Boundary IoU", `As IoU, only of the pixels near the boundary of the class, on its inner side (Cheng et al., 2021): at most ${percent(report.boundary.width_of_diagonal, 0)} % of the image's diagonal from a pixel of another class, from the image's border, or from pixels without annotation. Intersections and unions are summed over all images.`],
