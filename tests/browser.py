@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from select import select
 from tempfile import TemporaryDirectory
 from typing import Any
 
 
+SECONDS = 60  # for an answer
 NAMES = ("chromium", "chromium-browser", "chrome-headless-shell", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -51,7 +53,13 @@ class Browser:
         self._rest, self._last, self._session = b"", 0, None
         self.requests: list[str] = []
         self.errors: list[str] = []
-        target = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
+        end = time.monotonic() + SECONDS
+        while not (
+            targets := [target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page"]
+        ):
+            assert time.monotonic() < end, "the browser opens no page"
+            time.sleep(0.1)
+        target = targets[0]
         self._session = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self(f"{domain}.enable")
@@ -80,6 +88,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select([self._in], [], [], SECONDS)[0], "the browser does not answer"
             part = os.read(self._in, 2**16)
             assert part, "the browser has ended"
             self._rest += part
