@@ -1,4 +1,4 @@
-"""The whole of it without any download: an OffSeg is trained on generated scenes, evaluated, saved, reloaded and used.
+"""The whole of it without any download: an OffSeg is trained on generated scenes, saved, reloaded, used and evaluated.
 
 Takes some minutes on two cores, and can be interrupted: the same command goes on.
 """
@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from offseg_hf.data.dataset import label_set_of, load_segmentation_data
 from offseg_hf.data.scenes.folder import write_scenes
+from offseg_hf.evaluation import Outputs, evaluate
 from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.training.log import read_log
 from offseg_hf.training.loop import train
@@ -85,6 +86,10 @@ def main() -> None:
         label_image(predictions[index], labels.palette).save(output / f"scene{index}_labels.png")
     draw_plots(training_plots(read_log(training / "log.jsonl"))).savefig(output / "curve.png")
 
+    print("Evaluating it ...")
+    evaluation = arguments.output / "evaluation"
+    evaluate(training / "best", scenes, "val", outputs=Outputs(evaluation, overwrite=True))
+
     print(f"\nmIoU and pixel accuracy on {len(val_maps)} scenes of {len(labels)} classes:")
     for name, (miou, accuracy) in scores.items():
         print(f"  {name:36} {miou:6.1%} {accuracy:6.1%}")
@@ -94,6 +99,7 @@ def main() -> None:
   {training / "best"}/    the model of iteration {progress.best_iteration}: safetensors, config, image processor
   {training / "log.jsonl"}    losses and scores
   {output}/    overlays of model and truth, label maps (pixel values are class ids), curve.png
+  {evaluation / "report.html"}    where it fails: open it in a browser
 
 Images of your own:  offseg segment IMAGE --model {training / "best"} --output {arguments.output / "own"}"""
     )

@@ -40,6 +40,7 @@ from offseg_hf.evaluation import (
     Outputs,
     Sample,
     Sink,
+    comparison_lines,
     draw_comparison,
     draw_confusion_matrix,
     evaluate,
@@ -47,13 +48,16 @@ from offseg_hf.evaluation import (
     metric_for,
     outputs,
     predict,
+    report_again,
     result_line,
     result_table,
 )
+from offseg_hf.evaluation.calibration import grid
 from offseg_hf.evaluation.evaluate import check_classes
+from offseg_hf.evaluation.image_counts import ImageCounts
 from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.outputs import file_stems, submission_image, weights_digest, write_json
-from offseg_hf.evaluation.prediction import prepare
+from offseg_hf.evaluation.prediction import predict_with_probability, prepare
 from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, sliding_windows
 from offseg_hf.utils.files import whole_file
@@ -356,10 +360,41 @@ def test_mask2former(five):
     assert expected.sum() > 0
     augmented = evaluate_model(model, processor, five.take(1), scales=(0.75, 1.0), flip=True)
     assert augmented["num_images"] == 1 and augmented["confusion_matrix"].sum() == expected_pixels(five)
+    for options in ({}, {"scales": (0.75, 1.0)}):
+        sink = Sink(metric_for(five), counts=ImageCounts(5))
+        counts = evaluate_model(model, processor, five.take(1), sink=sink, **options)["image_counts"]
+        assert len(counts) == 1 and counts.calibration() is None  # what masks add up to are no probabilities
 
 
 def expected_pixels(dataset: Dataset) -> int:
     return int((np.asarray(dataset[0]["label"]) != 255).sum())
+
+
+# -- probabilities of the winners -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_probabilities_are_those_of_full_size_scores(model, processor, scenes, five):
+    """Through windows, without, from a model of transformers, and over augmented views."""
+    photo = scenes[1]["image"]
+    size = (photo.height, photo.width)
+    plain = OffSegImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}, window_size=None, size_divisor=32)
+    other = transformers_model("segformer"), SegformerImageProcessorPil(size={"height": 64, "width": 64})
+    for network, images in ((model, processor), (model, plain), other):
+        views = prepare(photo, images)
+        label_map, probability = predict_with_probability(network, images, views, size)
+        assert torch.equal(label_map, predict(network, images, views, size))
+        full = images.post_process_semantic_segmentation(
+            network(**views[0]), target_sizes=[size], return_segmentation_scores=True
+        )[0].segmentation_scores.softmax(dim=0)
+        expected = full.amax(dim=0)[grid(size[0])][:, grid(size[1])]
+        torch.testing.assert_close(probability, expected, atol=1e-4, rtol=1e-4)
+        assert probability.std() > 0.001
+    expected = plain_augmented_scores(model, photo, (0.75, 1.0), (False, True), 64, 48, 32)
+    _, probability = predict_with_probability(model, processor, prepare(photo, processor, (0.75, 1.0)), size, True)
+    torch.testing.assert_close(
+        probability, expected.amax(dim=0)[grid(size[0])][:, grid(size[1])], atol=1e-3, rtol=1e-3
+    )
 
 
 # -- test-time augmentation ------------------------------------------------------------------------------------------
@@ -445,6 +480,13 @@ def test_files(model_folder, scenes_folder, scenes, tmp_path):
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert found == sorted(
         ["card/result.json", "out/evaluation.json", "out/confusion_matrix.png"]
+        + ["out/report.html", "out/image_counts.parquet"]
+        + [f"out/report/photo/{index}.jpg" for index in range(NUM_IMAGES)]
+        + [
+            f"out/report/{kind}/{index}.png"
+            for kind in ("annotation", "prediction", "difference")
+            for index in range(NUM_IMAGES)
+        ]
         + [f"out/{folder}/{stem}" for folder in ("overlays", "submission") for stem in stems]
     )
 
@@ -513,6 +555,10 @@ def test_an_interrupted_evaluation_goes_on(model_folder, scenes_folder, tmp_path
     assert steps == [4, 5]
     whole = evaluate(model_folder, scenes_folder, "val", options=CPU)
     assert_same_report(report, whole)
+    counts = ImageCounts.from_bytes((tmp_path / "out" / "image_counts.parquet").read_bytes())
+    assert [row["index"] for row in counts.rows] == list(range(NUM_IMAGES))
+    assert counts.per_image().labeled.sum(axis=0).tolist() == [row["pixels"] for row in whole["classes"]]
+    assert len(list((tmp_path / "out" / "report" / "difference").iterdir())) == NUM_IMAGES
     assert len(list((tmp_path / "out" / "submission").iterdir())) == NUM_IMAGES
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -627,6 +673,38 @@ def test_another_evaluation_does_not_go_on_there(model_folder, scenes_folder, tm
     state.write_bytes(b"half a file")  # of another program: these appear whole
     report = evaluate(model_folder, scenes_folder, "val", options=CPU, outputs=replace(files, overwrite=True))
     assert report["dataset"]["num_images"] == NUM_IMAGES
+
+
+def test_comparison_with_an_older_evaluation(model_folder, scenes_folder, tmp_path):
+    options = replace(CPU, limit=3)
+    old = evaluate(model_folder, scenes_folder, "val", options=options, outputs=Outputs(save_dir=tmp_path / "old"))
+    arguments = {"options": options, "compare_with": tmp_path / "old" / "evaluation.json"}
+    new = evaluate(model_folder, scenes_folder, "val", outputs=Outputs(save_dir=tmp_path / "new"), **arguments)
+    assert new["comparison"]["metrics"]["mIoU"]["there"] == old["metrics"]["mIoU"]
+    assert abs(new["comparison"]["metrics"]["mIoU"]["difference"]) < 0.002
+    assert json.loads((tmp_path / "new" / "evaluation.json").read_text()) == new
+    lines = comparison_lines(new)
+    assert lines[0].startswith("compared with ") and lines[-1].endswith("of 3") and len(lines) == 5
+
+    again = report_again(tmp_path / "new")  # and no model is run
+    assert again == {key: value for key, value in new.items() if key != "comparison"}
+    assert report_again(tmp_path / "new", tmp_path / "old" / "evaluation.json") == new
+
+    with pytest.raises(ValueError, match="the number of images is 3 there .*, but 2 here"):
+        evaluate(model_folder, scenes_folder, "val", **arguments | {"options": replace(CPU, limit=2)})
+
+
+def test_results_are_kept_if_the_comparison_is_refused_at_the_end(model_folder, scenes_folder, tmp_path):
+    shutil.copytree(scenes_folder, tmp_path / "scenes")
+    arguments = (model_folder, tmp_path / "scenes", "val")
+    options = replace(CPU, limit=2)
+    evaluate(*arguments, options=options, outputs=Outputs(save_dir=tmp_path / "old"))
+    swap_classes(tmp_path)
+    files = Outputs(save_dir=tmp_path / "new")
+    with pytest.raises(ValueError, match=r"the annotation of .*000000\.png is another one there"):
+        evaluate(*arguments, options=options, outputs=files, compare_with=tmp_path / "old")
+    report = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+    assert report["dataset"]["num_images"] == 2 and "comparison" not in report
 
 
 def test_json_has_no_nan(tmp_path):
@@ -754,6 +832,16 @@ evaluate(sys.argv[1], sys.argv[2], "val", options=options, outputs=outputs)
     streamed = json.loads((tmp_path / "two.json").read_text())
     assert_same_report(streamed, one)
     assert streamed["dataset"]["num_images"] == NUM_IMAGES
+    counts = [
+        ImageCounts.from_bytes((tmp_path / folder / "image_counts.parquet").read_bytes()) for folder in ("two", "one")
+    ]
+    assert [row["index"] for row in counts[0].rows] == list(range(NUM_IMAGES))
+    assert counts[0].names == counts[1].names
+    np.testing.assert_array_equal(counts[0].per_image().labeled, counts[1].per_image().labeled)
+    page = (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp") == NUM_IMAGES  # thumbnails of what both wrote
+    assert two["metrics"]["ECE"] == pytest.approx(one["metrics"]["ECE"], abs=0.002)
+    assert len(list((tmp_path / "two" / "report" / "photo").iterdir())) == NUM_IMAGES
     assert two["dataset"]["num_images"] == NUM_IMAGES  # odd: none is counted twice to make it even
     for path in (tmp_path / "one" / "submission").iterdir():
         label_maps = [np.asarray(Image.open(p)) for p in (path, tmp_path / "two" / "submission" / path.name)]

@@ -19,6 +19,8 @@ def test_demo(tmp_path):
         assert process.returncode == 0, process.stderr
         assert "the model" in process.stdout and "the commonest class everywhere" in process.stdout
     assert (tmp_path / "training" / "best" / "model.safetensors").is_file()
+    assert f"{tmp_path}/evaluation/report.html" in process.stdout
+    assert (tmp_path / "evaluation" / "report.html").is_file()
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
         "curve.png",
         *(f"scene{index}_{kind}.png" for index in range(4) for kind in ("model", "truth", "labels")),

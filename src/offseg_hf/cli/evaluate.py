@@ -10,12 +10,19 @@ from offseg_hf.cli.data import ConfigName, ImageColumn, LabelColumn, Labels, Rev
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Folder of a model, or its name on the Hub.")],
-    data: Annotated[str, typer.Option("--data", "--dataset", help="Folder of a data set, or its name on the Hub.")],
+    model: Annotated[str | None, typer.Option(help="Folder of a model, or its name on the Hub.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "--dataset", help="Folder of a data set, or its name on the Hub.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate on: train, val or test.")] = "val",
     tta: Annotated[bool, typer.Option("--tta", help="Average over six scales, each mirrored too.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "--save-dir", help="Folder for evaluation.json and pictures.")
+        Path | None,
+        typer.Option("--output", "--save-dir", help="Folder for report.html and evaluation.json."),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER/evaluation.json", help="Older evaluation of the same images to compare with."),
     ] = None,
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Write overlays of annotation and prediction to --output.")
@@ -44,20 +51,39 @@ def evaluate(
     """Evaluate a model on a data set by the official protocol: mIoU and other metrics, overall and per class.
 
     The same command under `torchrun` or `accelerate launch` shares the images among processes. With --output, an
-    interrupted evaluation resumes.
+    interrupted evaluation resumes, and report.html shows where the model fails. Without --model and --data, the
+    report of the evaluation in --output is written again, from its counts.
 
     Examples:
-        offseg evaluate --model runs/mine/best --data my_photos
+        offseg evaluate --model runs/mine/best --data my_photos --output evaluated
         offseg evaluate --model hvision/offseg-t-ade --data ADEChallengeData2016 --tta
-        offseg evaluate --model runs/mine/best --data my_photos --json result.json
+        offseg evaluate --output evaluated --compare older/evaluation.json
     """
     import torch
 
     from offseg_hf.data.source import DataSource
-    from offseg_hf.evaluation import EvaluationOptions, Outputs, result_line, result_table
+    from offseg_hf.evaluation import (
+        EvaluationOptions,
+        Outputs,
+        comparison_lines,
+        report_again,
+        result_line,
+        result_table,
+    )
     from offseg_hf.evaluation import evaluate as evaluate_files
 
     quiet_libraries()
+    if model is None or data is None:
+        if model is not None or data is not None or output is None:
+            raise ValueError(
+                "expected --model and --data, or neither and --output, the folder of a finished evaluation, "
+                "whose report is written again"
+            )
+        again = report_again(output, compare)
+        for line in (result_line(again), *comparison_lines(again)):
+            stdout.print(line)
+        stdout.print("written:", output / "report.html")
+        return
     tasks: list = []
     with progress_bar() as progress:
 
@@ -79,11 +105,13 @@ def evaluate(
                 dtype=getattr(torch, dtype),
             ),
             outputs=Outputs(output, overlays, submission, json, overwrite),
+            compare_with=compare,
             progress=show,
         )
     if report is not None:
         stdout.print(result_table(report))
-        stdout.print(result_line(report))
+        for line in (result_line(report), *comparison_lines(report)):
+            stdout.print(line)
         for path in (output, json):
             if path is not None:
                 stdout.print("written:", path)

@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import plain_name
 from offseg_hf.data.source import AnySource, DataSource
+from offseg_hf.evaluation.comparison import SavedEvaluation, check_comparable, compare
+from offseg_hf.evaluation.image_counts import ImageCounts
 from offseg_hf.evaluation.outputs import FolderSink, Outputs, Sink, identify, weights_digest, write_json
+from offseg_hf.evaluation.page import write_page
 from offseg_hf.evaluation.pictures import draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES
 from offseg_hf.evaluation.protocol import evaluate_model, metric_for
@@ -58,6 +61,7 @@ def evaluate(
     *,
     options: EvaluationOptions = DEFAULTS,
     outputs: Outputs = NOTHING_WRITTEN,
+    compare_with: str | Path | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any] | None:
     """Evaluate a model, by name, on a data set.
@@ -69,6 +73,7 @@ def evaluate(
         split: train, validation (or val) or test; None for data of one split.
         options: how.
         outputs: what to write. What exists is kept, with an error at once.
+        compare_with: the `evaluation.json` of an older evaluation of the same images, written with this version.
         progress: as of `Sink`; of several processes the main one calls it.
 
     Returns:
@@ -78,6 +83,7 @@ def evaluate(
         ValueError, OSError: say what does not fit, before anything is evaluated where possible.
     """
     outputs.check()
+    other = None if compare_with is None else SavedEvaluation.load(compare_with)
     processes, source = Processes.launched(options.device), DataSource.of(data)
     dataset = load_data(source, split, streaming=options.streaming)
     if isinstance(dataset, dict):
@@ -91,6 +97,11 @@ def evaluate(
     if options.tta:
         require_segmentation_model(str(model), segmenter.model.config, segmenter.processor, every_size=True)
     check_classes(segmenter.names, label_set.names, str(model), title, options.check_names)
+
+    names = None if is_streaming else sample_names(dataset)
+    split_title = f"{label_set.title}, {split or dataset.split}"
+    if other is not None:
+        check_comparable(other, label_set.names, names, split_title)
 
     facts: dict[str, Any] = {
         "model": _model_facts(str(model), segmenter.model),
@@ -107,9 +118,8 @@ def evaluate(
     }
     facts_of_run = environment(segmenter.device, processes.count)
     progress, metric = progress if processes.is_main else None, metric_for(dataset)
-    sink = Sink(metric, progress)
+    sink = Sink(metric, progress, counts=ImageCounts(len(label_set)))
     if outputs.save_dir is not None:
-        names = None if is_streaming else sample_names(dataset)
         identity = {
             **facts,
             "environment": facts_of_run,
@@ -145,8 +155,42 @@ def evaluate(
     if outputs.save_dir is not None:
         with whole_file(Path(outputs.save_dir, "confusion_matrix.png")) as path:
             draw_confusion_matrix(result["confusion_matrix"], label_set.names).savefig(path, format="png")
+        result["image_counts"].write(Path(outputs.save_dir))
+    refused = None
+    if other is not None:
+        try:
+            report["comparison"] = compare(result["image_counts"], other, label_set.names, split_title)
+        except ValueError as error:  # of annotations, or the names of a stream: known only now
+            refused, other = error, None
+    if outputs.save_dir is not None:
+        write_page(Path(outputs.save_dir), report, result["image_counts"], other)
     for file in outputs.report_files:  # last, as they say that everything is there
         write_json(file, report)
+    if refused is not None:
+        raise refused
+    return report
+
+
+def report_again(folder: str | Path, compare_with: str | Path | None = None) -> dict[str, Any]:
+    """Write the report of a finished evaluation again, from its counts: no model is run.
+
+    Args:
+        folder: with its `evaluation.json`.
+        compare_with: the `evaluation.json` of another evaluation of the same images.
+
+    Returns:
+        The content of `evaluation.json`, which is written again as well.
+
+    Raises:
+        ValueError, OSError: say what is missing, or cannot be compared.
+    """
+    evaluation = SavedEvaluation.load(folder)
+    report = {key: value for key, value in evaluation.report.items() if key != "comparison"}
+    other = None if compare_with is None else SavedEvaluation.load(compare_with)
+    if other is not None:
+        report["comparison"] = compare(evaluation.counts, other, evaluation.class_names, evaluation.title)
+    write_page(evaluation.path.parent, report, evaluation.counts, other)
+    write_json(evaluation.path, report)
     return report
 
 

@@ -5,8 +5,9 @@ import json
 import math
 import pickle
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.evaluation.image_counts import ImageCounts
 from offseg_hf.evaluation.metric import MeanIoU
-from offseg_hf.evaluation.pictures import draw_comparison
+from offseg_hf.evaluation.pictures import PICTURES, draw_comparison, picture_files, write_pictures
 from offseg_hf.evaluation.samples import Sample, SampleReader
 from offseg_hf.inference.files import make_folder
 from offseg_hf.utils.files import whole_file
 
 
 SECONDS_BETWEEN_SAVES = 10.0
+OF_ANOTHER_PROGRAM = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError)
+WRITERS = 2  # threads that write pictures, and pictures that wait for them
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -67,8 +71,8 @@ class Outputs:
     """What an evaluation writes, and where.
 
     Args:
-        save_dir: folder for `evaluation.json`, `confusion_matrix.png` and pictures; an evaluation that was interrupted
-            goes on there.
+        save_dir: folder for `evaluation.json`, `report.html` with its pictures, `image_counts.parquet` and
+            `confusion_matrix.png`; an evaluation that was interrupted goes on there.
         overlays: write `overlays/<image>.png`: annotation and prediction over the photo, side by side.
         submission: write `submission/<image>.png`: label maps in the values of the data set's published annotations.
         json_file: file for the report alone.
@@ -105,17 +109,31 @@ class Sink:
         progress: called after each sample with the number done and the number of all, on this process; of a streaming
             data set the latter is None.
         done: how many samples of this process the metric holds already: of an evaluation that was interrupted.
+        counts: for those of each image, if they are wanted.
     """
 
-    def __init__(self, metric: MeanIoU, progress: Callable[[int, int | None], None] | None = None, done: int = 0):
-        self.metric, self.done, self._progress = metric, done, progress
+    def __init__(
+        self,
+        metric: MeanIoU,
+        progress: Callable[[int, int | None], None] | None = None,
+        done: int = 0,
+        counts: ImageCounts | None = None,
+    ):
+        self.metric, self.done, self.counts, self._progress = metric, done, counts, progress
 
-    def add(self, sample: Sample, prediction: Tensor, total: int | None) -> None:
-        """Take in a sample with its label map, integers (height, width); raises ValueError that names it."""
+    def add(self, sample: Sample, prediction: Tensor, total: int | None, probability: Tensor | None = None) -> None:
+        """Take in a sample with its label map, integers (height, width); raises ValueError that names it.
+
+        `probability` is that of the winner, at the grid of `calibration`: for the counts of each image.
+        """
+        before = None if self.counts is None else self.metric.confusion_matrix.clone()
         try:
             self.metric.update(prediction, sample.label)
         except ValueError as error:
             raise ValueError(f"{sample.name}: {error}") from error
+        if self.counts is not None and before is not None:
+            confusion = self.metric.confusion_matrix - before.to(self.metric.confusion_matrix.device)
+            self.counts.add(sample.index, sample.name, confusion, prediction, sample.label, probability)
         self.done += 1
         self.keep(sample, prediction)
         if self._progress is not None:
@@ -124,8 +142,11 @@ class Sink:
     def keep(self, sample: Sample, prediction: Tensor) -> None:
         """Write what is to be kept of a sample, which is counted already: nothing here."""
 
+    def flush(self) -> None:
+        """Write what still waits to be written: nothing here."""
+
     def finish(self) -> None:
-        """End an evaluation of which all samples were taken in."""
+        """End an evaluation of which all samples were taken in, by all processes."""
 
 
 class FolderSink(Sink):
@@ -148,26 +169,58 @@ class FolderSink(Sink):
         metric: MeanIoU,
         progress: Callable[[int, int | None], None] | None = None,
     ):
-        super().__init__(metric, progress)
+        super().__init__(metric, progress, counts=ImageCounts(len(labels)))
         assert outputs.save_dir is not None
+        self.counts: ImageCounts
         self._folder, self._labels = Path(outputs.save_dir), labels
         self._kinds = [kind for kind in ("submission", "overlays") if getattr(outputs, kind)]
         self._stems = None if names is None else file_stems(names)
         self._state = self._folder / f".evaluation-{identity}.pt"
         self._content = b""  # a digest of the samples that the metric holds, in their order
         self._saved_at = time.monotonic()
+        # Encoding pictures needs no interpreter: it goes on beside the next forward.
+        self._writers, self._written = ThreadPoolExecutor(WRITERS), deque[Future[None]]()
 
     def keep(self, sample: Sample, prediction: Tensor) -> None:
         """Write the pictures of a sample, and from time to time the counts."""
         label_map = prediction.cpu().numpy()
         for kind, file in self._paths(sample.index, sample.name).items():
-            with whole_file(file) as path:
-                self._picture(kind, sample, label_map).save(path)
+            if kind in self._kinds:
+                with whole_file(file) as path:
+                    self._picture(kind, sample, label_map).save(path)
+        self._wait(pending=WRITERS)
+        self._written.append(
+            self._writers.submit(
+                write_pictures,
+                self._folder / PICTURES,
+                sample.index,
+                sample.photo,
+                sample.label.numpy(),
+                label_map,
+                self._labels.palette,
+            )
+        )
         self._content = chain(self._content, sample.content)
         if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES:
+            self.flush()
+            state = {
+                "done": self.done,
+                "content": self._content,
+                "metric": self.metric.state_dict(),
+                "images": self.counts.to_bytes(),
+            }
             with whole_file(self._state) as path:
-                torch.save({"done": self.done, "content": self._content, "metric": self.metric.state_dict()}, path)
+                torch.save(state, path)
             self._saved_at = time.monotonic()
+
+    def flush(self) -> None:
+        """Wait until all pictures are there; raises their errors."""
+        self._wait(pending=0)
+
+    def _wait(self, pending: int) -> None:
+        """Wait until the report's pictures of all samples but the last `pending` are there; raises their errors."""
+        while len(self._written) > pending:
+            self._written.popleft().result()
 
     def _picture(self, kind: str, sample: Sample, label_map: np.ndarray) -> Image.Image:
         if kind == "submission":
@@ -177,7 +230,8 @@ class FolderSink(Sink):
     def _paths(self, index: int, name: str) -> dict[str, Path]:
         """Return what is written of a sample -> its file."""
         stem = Path(name).stem if self._stems is None else self._stems[index]
-        return {kind: self._folder / kind / f"{stem}.png" for kind in self._kinds}
+        pictures = {kind: self._folder / kind / f"{stem}.png" for kind in self._kinds}
+        return pictures | picture_files(self._folder / PICTURES, index)
 
     def go_on(self, reader: SampleReader, index: int, count: int) -> None:
         """Take in the counts of an interrupted evaluation.
@@ -192,9 +246,10 @@ class FolderSink(Sink):
         try:
             state = torch.load(self._state, weights_only=True)
             done, content, counts = state["done"], state["content"], state["metric"]
+            images = ImageCounts.from_bytes(state["images"])
         except FileNotFoundError:
             return
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError):  # another program's file
+        except OF_ANOTHER_PROGRAM:
             return
         found, now = 0, b""
         for place, name, sample in reader.contents(index, count, done):
@@ -203,10 +258,12 @@ class FolderSink(Sink):
             found, now = found + 1, chain(now, sample)
         if (found, now) == (done, content):
             self.metric.load_state_dict(counts)
-            self.done, self._content = done, content
+            self.done, self._content, self.counts = done, content, images
 
     def finish(self) -> None:
         """Remove what only an interruption needs."""
+        self.flush()
+        self._writers.shutdown()
         self._state.unlink(missing_ok=True)
 
 

@@ -5,7 +5,8 @@ local_configs/_base_/datasets, `SegTTAModel`): each view's scores are brought to
 probabilities by a softmax over the classes, and averaged over the views.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from offseg_hf.inference.windows import label_maps_of_windows
+from offseg_hf.evaluation.calibration import grid, winners_probability
+from offseg_hf.inference.windows import average_windows, upsampled_at
 from offseg_hf.models.image_operations import keep_ratio_size
 
 
@@ -62,21 +64,79 @@ def predict(
         flip: look at each of them mirrored as well.
         max_values: that a softmax works on at a time.
     """
-    if len(views) == 1 and not flip and "windows" in views[0]:
-        return label_maps_of_windows(lambda crops: model(crops).logits, **views[0], target_sizes=[size])[0]
+    return _predict(model, processor, views, size, flip, max_values, with_probability=False)[0]
+
+
+def predict_with_probability(
+    model: nn.Module, processor: Any, views: Sequence[BatchFeature], size: tuple[int, int], flip: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Predict the label map of a photo, and the probability of its classes at the grid of `calibration`.
+
+    Arguments are those of `predict`. There are no probabilities, but None, of models of masks: what these add up per
+    class is no distribution over the classes.
+    """
+    return _predict(model, processor, views, size, flip, MAX_SOFTMAX_VALUES, with_probability=True)
+
+
+def _predict(
+    model: nn.Module,
+    processor: Any,
+    views: Sequence[BatchFeature],
+    size: tuple[int, int],
+    flip: bool,
+    max_values: int,
+    with_probability: bool,
+) -> tuple[Tensor, Tensor | None]:
     if len(views) == 1 and not flip:
-        return processor.post_process_semantic_segmentation(model(**views[0]), target_sizes=[size])[0]
+        return _predict_view(model, processor, views[0], size, with_probability)
     total = torch.empty(0)
     for inputs in views:
         for mirrored in (False, True) if flip else (False,):
-            scores = _scores(model, processor, _mirror(inputs) if mirrored else inputs, size)
+            outputs = model(**(_mirror(inputs) if mirrored else inputs))
+            with_probability &= _logits(outputs) is not None
+            scores = _scores(processor, outputs, size)
+            del outputs
             if not len(total):
                 total = torch.zeros(scores.shape, dtype=torch.float32, device=scores.device)
             for rows in _bands(scores, max_values):
                 band = scores[:, rows].float().softmax(dim=0)
                 total[:, rows] += band.flip(-1) if mirrored else band
             del scores  # or it would live beside the next forward
-    return total.argmax(dim=0)
+    label_map = total.argmax(dim=0)
+    if not with_probability:
+        return label_map, None
+    places = [grid(length).to(total.device) for length in size]
+    winner = total.index_select(1, places[0]).index_select(2, places[1]).amax(dim=0)
+    return label_map, (winner / (len(views) * (2 if flip else 1))).cpu()
+
+
+def _predict_view(
+    model: nn.Module, processor: Any, inputs: BatchFeature, size: tuple[int, int], with_probability: bool
+) -> tuple[Tensor, Tensor | None]:
+    if "windows" in inputs:
+        (image,) = average_windows(lambda crops: model(crops).logits, **inputs)
+        label_map, num_classes = image.label_map(size), len(image.windows[0][2])
+        scores_at = partial(image.scores_at, size)
+    else:
+        outputs = model(**inputs)
+        label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+        logits = _logits(outputs)
+        if logits is None:
+            return label_map, None
+        num_classes, scores_at = len(logits), partial(upsampled_at, logits, size)
+    return label_map, winners_probability(scores_at, num_classes, size) if with_probability else None
+
+
+def _logits(outputs: Any) -> Tensor | None:
+    """Return the logits (classes, height, width) of the one image without its padding; None of models of masks."""
+    logits = getattr(outputs, "logits", None)
+    if logits is None:
+        return None
+    image_sizes = getattr(outputs, "image_sizes", None)
+    if image_sizes is None:
+        return logits[0]
+    height, width = image_sizes[0].tolist()
+    return logits[0, :, :height, :width]
 
 
 def _scaled_size(photo: Image.Image, processor: Any, scale: float) -> tuple[int, int]:
@@ -89,9 +149,9 @@ def _scaled_size(photo: Image.Image, processor: Any, scale: float) -> tuple[int,
     return scaled if all(fixed) else keep_ratio_size(height, width, min(scaled), max(scaled))
 
 
-def _scores(model: nn.Module, processor: Any, inputs: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
+def _scores(processor: Any, outputs: Any, size: tuple[int, int]) -> Tensor:
     results = processor.post_process_semantic_segmentation(
-        model(**inputs), target_sizes=[size], return_segmentation_scores=True
+        outputs, target_sizes=[size], return_segmentation_scores=True
     )
     return results[0].segmentation_scores
 

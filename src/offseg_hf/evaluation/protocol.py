@@ -1,4 +1,7 @@
-"""A loaded model over a data set: the official protocol, on one process or many, in constant memory."""
+"""A loaded model over a data set: the official protocol, on one process or many, in constant memory.
+
+What is counted of each image, if it is wanted, is a kilobyte an image.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from offseg_hf.data.dataset import label_set_of
+from offseg_hf.evaluation.image_counts import ImageCounts
 from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.evaluation.outputs import Sink
-from offseg_hf.evaluation.prediction import predict
+from offseg_hf.evaluation.prediction import predict, predict_with_probability
 from offseg_hf.evaluation.samples import Sample, SampleReader, load_samples
 from offseg_hf.utils.processes import Processes
 from offseg_hf.utils.texts import one_line
@@ -60,7 +64,8 @@ def evaluate_model(
         sink: takes the label maps; by default they are only counted.
 
     Returns:
-        The metrics of `MeanIoU.compute`, with `num_images` and `confusion_matrix` (label, prediction).
+        The metrics of `MeanIoU.compute`, with `num_images`, `confusion_matrix` (label, prediction), and
+        `image_counts`: those of the sink, if it has any, over all processes.
 
     Raises:
         ValueError: names the sample at fault.
@@ -76,15 +81,24 @@ def evaluate_model(
             views = [view.to(like.device, like.dtype) for view in sample.views]
             height, width = sample.label.shape
             try:
-                prediction = predict(model, processor, views, (height, width), flip)
+                if sink.counts is None:
+                    prediction, probability = predict(model, processor, views, (height, width), flip), None
+                else:
+                    prediction, probability = predict_with_probability(model, processor, views, (height, width), flip)
             except Exception as error:  # of a model that cannot take images of this size, or of a full memory
                 what = f"{type(model).__name__} with {type(processor).__name__}"
                 raise ValueError(f"{sample.name}: {what} makes no label map of it: {one_line(error)}") from error
-            sink.add(sample, prediction, total)
-    metric, num_images = _total(sink, accelerator)
+            sink.add(sample, prediction, total, probability)
+    sink.flush()  # of all processes, before any has the total: then the main one finds what the others wrote
+    metric, counts, num_images = _total(sink, accelerator)
     if not num_images:
         raise ValueError("nothing to evaluate: the data set is empty")
-    return {**metric.compute(), "num_images": num_images, "confusion_matrix": metric.confusion_matrix.cpu().numpy()}
+    return {
+        **metric.compute(),
+        "num_images": num_images,
+        "confusion_matrix": metric.confusion_matrix.cpu().numpy(),
+        "image_counts": counts,
+    }
 
 
 def _share(
@@ -98,12 +112,15 @@ def _share(
     return load_samples(reader, workers), len(indices)
 
 
-def _total(sink: Sink, accelerator: Accelerator | None) -> tuple[MeanIoU, int]:
-    """Return the metric over all processes, and how many samples it is of."""
+def _total(sink: Sink, accelerator: Accelerator | None) -> tuple[MeanIoU, ImageCounts | None, int]:
+    """Return the metric and the counts of images over all processes, and how many samples they are of."""
     if accelerator is None:
-        return sink.metric, sink.done
+        return sink.metric, sink.counts, sink.done
+    from accelerate.utils import gather_object
+
     done = accelerator.reduce(torch.tensor(sink.done, device=accelerator.device), reduction="sum")
-    return sink.metric.across_processes(), int(done)
+    counts = None if sink.counts is None else ImageCounts.joined(gather_object([sink.counts.to_bytes()]))
+    return sink.metric.across_processes(), counts, int(done)
 
 
 @contextmanager

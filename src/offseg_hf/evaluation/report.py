@@ -12,25 +12,47 @@ from rich.table import Table
 
 from offseg_hf import __version__
 from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.evaluation.boundary import WIDTH
+from offseg_hf.evaluation.calibration import STEP
+from offseg_hf.evaluation.image_counts import ImageCounts, mean_of_numbers
 
 
 MEANS = ("mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall")
-COLUMNS = {"IoU": "IoU", "Acc": "Acc", "Fscore": "F-score"}  # key in the report -> title in the table
+COLUMNS = {
+    "IoU": "IoU",
+    "BoundaryIoU": "Boundary IoU",
+    "Acc": "Acc",
+    "Fscore": "F-score",
+}  # key in the report -> title in the table
 PER_CLASS = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
 
 
 def metric_report(result: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
-    """Report `metrics` and, in the order of the ids, `classes` of what `evaluate_model` found: ratios from 0 to 1.
+    """Report `metrics`, in the order of the ids `classes`, and `calibration` of what `evaluate_model` found.
 
-    None stands where a class has nothing to divide by: JSON has no NaN.
+    Ratios are from 0 to 1. None stands where a class has nothing to divide by: JSON has no NaN. It stands for the
+    calibration of models without probabilities, too.
     """
+    counts: ImageCounts = result["image_counts"]
+    calibration, boundary_iou = counts.calibration(), counts.boundary_iou()
     pixels = result["confusion_matrix"].sum(axis=1).tolist()
     classes = [
-        {"id": index, "name": name, "pixels": pixels[index]}
+        {"id": index, "name": name, "color": "#{:02x}{:02x}{:02x}".format(*labels.palette[index])}
+        | {"pixels": pixels[index]}
         | {key: _number(result[f"{key}_per_class"][index]) for key in PER_CLASS}
+        | {"BoundaryIoU": _number(boundary_iou[index])}
         for index, name in enumerate(labels.names)
     ]
-    return {"metrics": {key: _number(result[key]) for key in MEANS}, "classes": classes}
+    metrics = {key: _number(result[key]) for key in MEANS} | {
+        "mBoundaryIoU": _number(mean_of_numbers(boundary_iou)),
+        "ECE": None if calibration is None else _number(calibration.error),
+    }
+    return {
+        "metrics": metrics,
+        "classes": classes,
+        "calibration": None if calibration is None else {"grid": STEP, "bins": list(calibration.bins())},
+        "boundary": {"width_of_diagonal": WIDTH},
+    }
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
@@ -72,8 +94,23 @@ def result_line(report: Mapping[str, Any]) -> str:
     return f"{numbers} on {data['num_images']} images of {data['title']}, {data['split']}"
 
 
-def _number(value: float | np.floating) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
+def comparison_lines(report: Mapping[str, Any]) -> list[str]:
+    """Write the differences to the evaluation that this one was compared with, if there is one."""
+    comparison = report.get("comparison")
+    if comparison is None:
+        return []
+    lines = [f"compared with {comparison['with']} (95 % intervals over images):"]
+    for key, title in (("mIoU", "mIoU"), ("mBoundaryIoU", "Boundary mIoU"), ("aAcc", "aAcc")):
+        row = comparison["metrics"][key]
+        if row["difference"] is not None:
+            between = "({:+.2f} to {:+.2f})".format(*(100 * end for end in row["interval"])) if row["interval"] else ""
+            lines.append(f"  {title} {100 * row['difference']:+.2f} {between}".rstrip())
+    images = comparison["images"]
+    return [*lines, f"  images: {images['better']} better, {images['worse']} worse, of {images['of']}"]
+
+
+def _number(value: float | np.floating | np.ndarray) -> float | None:
+    return None if math.isnan(float(value)) else round(float(value), 6)
 
 
 def _percent(ratio: float | None) -> str:

@@ -7,6 +7,7 @@ and only the label map is kept. The network is any function of crops: a model, o
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from offseg_hf.models.image_operations import upsampled_argmax_of_rows, upsampled_rows
@@ -35,10 +36,18 @@ def label_maps_of_windows(
     Raises:
         ValueError: for windows that are not inside `pixel_values`.
     """
+    images = average_windows(network, pixel_values, windows, image_sizes)
+    return [image.label_map(size) for image, size in zip(images, target_sizes, strict=True)]
+
+
+def average_windows(
+    network: Callable[[Tensor], Tensor], pixel_values: Tensor, windows: Tensor, image_sizes: Tensor
+) -> list["AveragedWindows"]:
+    """Run the network on the windows of images; arguments and errors are those of `label_maps_of_windows`."""
     images = [AveragedWindows((height, width)) for height, width in image_sizes.tolist()]
     for (index, rows, columns), logits in window_logits(network, pixel_values, windows):
         images[index].add(rows, columns, logits)
-    return [image.label_map(size) for image, size in zip(images, target_sizes, strict=True)]
+    return images
 
 
 @dataclass
@@ -77,3 +86,64 @@ class AveragedWindows:
         """Return the class of every pixel, int64, at another size (height, width), usually that of the photo."""
         logits = self.windows[0][2]
         return upsampled_argmax_of_rows(self.rows, (len(logits), *self.size), size, logits.device)
+
+    def scores_at(self, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the scores that `label_map(size)` compares, at some pixels of it: (classes, rows, columns)."""
+        (y, low, high, down), (x, left, right, along) = (
+            _neighbors(*lengths, places) for lengths, places in zip(zip(self.size, size), (rows, columns))
+        )
+        logits = self.windows[0][2]
+        total = logits.new_zeros((len(logits), len(y), len(x)))
+        count = logits.new_zeros((len(y), len(x)))
+        for window_rows, window_columns, logits in self.windows:
+            window_size = (window_rows.stop - window_rows.start, window_columns.stop - window_columns.start)
+            seen = [
+                slice(*torch.searchsorted(places, torch.tensor([part.start, part.stop])).tolist())
+                for places, part in ((y, window_rows), (x, window_columns))
+            ]
+            places = (y[seen[0]] - window_rows.start, x[seen[1]] - window_columns.start)
+            if all(map(len, places)):
+                total[:, seen[0], seen[1]] += upsampled_at(logits, window_size, *places)
+                count[seen[0], seen[1]] += 1
+        return _interpolated(total.div_(count), (low, high, down), (left, right, along))
+
+
+def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Return `upsampled(scores, size)[:, rows][..., columns]`, to rounding, without the rest of it.
+
+    Args:
+        scores: (classes, height, width).
+        size: (height, width) that they are interpolated to.
+        rows: int64, on the CPU.
+        columns: int64, on the CPU.
+
+    Returns:
+        float32 (classes, rows, columns).
+    """
+    axes = [
+        _neighbors(old, new, places) for old, new, places in zip(scores.shape[1:], size, (rows, columns), strict=True)
+    ]
+    (y, *vertical), (x, *horizontal) = axes
+    needed = scores.index_select(1, y.to(scores.device)).index_select(2, x.to(scores.device)).float()
+    return _interpolated(needed, vertical, horizontal)
+
+
+def _neighbors(old: int, new: int, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the scores that pixels of an axis lie between, when `old` scores are interpolated to `new` pixels.
+
+    Returns them in order, of each pixel the index of that before and of that after it, and the weight of the latter.
+    """
+    position = ((places.double() + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp(max=old - 1)
+    needed, index = torch.cat([low, high]).unique(return_inverse=True)
+    return needed, index[: len(places)], index[len(places) :], (position - low).float()
+
+
+def _interpolated(scores: Tensor, vertical: Sequence[Tensor], horizontal: Sequence[Tensor]) -> Tensor:
+    """Interpolate (classes, height, width) at rows and columns, of each the index before and after and a weight."""
+    (low, high, down), (left, right, along) = (
+        [tensor.to(scores.device) for tensor in axis] for axis in (vertical, horizontal)
+    )
+    rows = scores.index_select(1, low).lerp(scores.index_select(1, high), down[:, None])
+    return rows.index_select(2, left).lerp(rows.index_select(2, right), along)
