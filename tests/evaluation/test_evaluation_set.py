@@ -173,9 +173,7 @@ validation = EvaluationSet(
 )
 trainer = Trainer(
     AutoModelForSemanticSegmentation.from_pretrained(f"{folder}/model"),
-    TrainingArguments(
-        output, per_device_eval_batch_size=1, report_to="none", use_cpu=True, disable_tqdm=True, batch_eval_metrics=True
-    ),
+    TrainingArguments(output, per_device_eval_batch_size=1, batch_eval_metrics=True, report_to="none", use_cpu=True),
     eval_dataset=validation,
     compute_metrics=validation.compute_metrics,
     preprocess_logits_for_metrics=validation.preprocess_logits_for_metrics,

@@ -1,8 +1,8 @@
-"""`EvaluationSet`: the official protocol inside transformers' Trainer, which then counts what `evaluate_model` counts."""
+"""`EvaluationSet`: the official protocol in transformers' Trainer, which then counts what `evaluate_model` does."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -112,7 +112,7 @@ class EvaluationSet(torch.utils.data.Dataset):
             metric = self._new_metric()
             metric.update(self._label_map(image_scores, (height, label.shape[1])), label)
             counts.append(metric.confusion_matrix.int())
-        labels.set_(labels.new_zeros(len(labels)))
+        labels.data = labels.new_zeros(len(labels))
         return torch.stack(counts)
 
     def compute_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
