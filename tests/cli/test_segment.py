@@ -104,6 +104,48 @@ def test_device_and_traceback(photos, model, tmp_path):
     assert result.returncode == 1 and "Traceback" in result.stderr
 
 
+def test_labels_to_train_on(photos, model, tmp_path):
+    output = tmp_path / "pseudo"
+    arguments = [
+        "segment",
+        photos,
+        "--model",
+        model,
+        "--output",
+        output,
+        "--format",
+        "dataset",
+        "--confidence",
+        "0.12",
+    ]
+    result = offseg(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(os.listdir(output)) == ["classes.json", "images", "masks"]
+    assert 255 in {value for path in output.glob("masks/train/*") for value in Image.open(path).tobytes()}
+    assert offseg("data", "check", output).returncode == 0
+    assert "the results of all 2 exist" in offseg(*arguments).stdout
+
+
+def test_pre_annotations(photos, model, tmp_path):
+    for name, files in {
+        "label-studio": ["0_task.json", "1_task.json", "labeling_config.xml"],
+        "fiftyone": ["0_mask.png", "0_sample.json", "1_mask.png", "1_sample.json", "mask_targets.json"],
+    }.items():
+        result = offseg("segment", photos, "--model", model, "--output", tmp_path / name, "--format", name)
+        assert (result.returncode, sorted(os.listdir(tmp_path / name))) == (0, files)
+    result = offseg("data", "convert", tmp_path / "label-studio", "--images", photos, "--output", tmp_path / "data")
+    assert result.returncode == 0 and "predictions of a model" in result.stdout + result.stderr
+
+
+def test_options_without_effect(photos, tmp_path):
+    arguments = ["segment", photos, "--model", "none", "--output", tmp_path / "out"]
+    assert_one_line(
+        offseg(*arguments, "--confidence", "0.9"), "--confidence is for labels", "pass --format (dataset, "
+    )
+    result = offseg(*arguments, "--format", "dataset", "--opacity", "0.5")
+    assert_one_line(result, "--opacity is for pictures, and --format dataset writes none")
+
+
 # The command in a process of its own, whose stderr is a terminal: what is drawn there, with its exit code.
 ON_A_TERMINAL = f"""
 import os, pty, sys
