@@ -1,10 +1,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from offseg_hf.data.scenes.street import render_scene
+from offseg_hf.inference.segmenter import Segmenter
 from tests.cli.running import MAIN, assert_one_line, offseg
 from tests.processes import run_python
 
@@ -105,23 +107,15 @@ def test_device_and_traceback(photos, model, tmp_path):
 
 
 def test_labels_to_train_on(photos, model, tmp_path):
-    output = tmp_path / "pseudo"
-    arguments = [
-        "segment",
-        photos,
-        "--model",
-        model,
-        "--output",
-        output,
-        "--format",
-        "dataset",
-        "--confidence",
-        "0.12",
-    ]
+    output, segmenter = tmp_path / "pseudo", Segmenter(model, device="cpu")
+    inputs = segmenter.prepare(Image.open(photos / "0.png"))
+    middle = float(np.median(segmenter.with_confidence([inputs], [(40, 60)])[0][1]))
+    arguments = ["segment", photos, "--model", model, "--output", output, "--format", "dataset"]
+    arguments += ["--confidence", middle]
     result = offseg(*arguments)
     assert (result.returncode, result.stderr) == (0, "")
     assert sorted(os.listdir(output)) == ["classes.json", "images", "masks"]
-    assert 255 in {value for path in output.glob("masks/train/*") for value in Image.open(path).tobytes()}
+    assert 0.4 < np.mean(np.asarray(Image.open(output / "masks" / "train" / "0.png")) == 255) < 0.6
     assert offseg("data", "check", output).returncode == 0
     assert "the results of all 2 exist" in offseg(*arguments).stdout
 

@@ -64,8 +64,7 @@ def segment(
     Examples:
         offseg segment photo.jpg --model hvision/offseg-t-ade --output segmented
         offseg segment photos/ --model runs/mine/best --output segmented --overwrite
-        offseg segment "photos/*.jpg" --model runs/mine/best --output out
-        offseg segment photos/ --model runs/mine/best --output pseudo --format dataset --confidence 0.9
+        offseg segment "*.jpg" --model runs/mine/best --output out --format dataset
     """
     kind = _kind(format, confidence, opacity)
     import torch
