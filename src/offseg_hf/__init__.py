@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from offseg_hf.conversion import load_pretrained as load_pretrained
     from offseg_hf.data.dataset import label_set_of as label_set_of
     from offseg_hf.data.dataset import load_segmentation_data as load_segmentation_data
+    from offseg_hf.data.training_set import TrainingSet as TrainingSet
+    from offseg_hf.data.transforms import TrainingTransform as TrainingTransform
+    from offseg_hf.evaluation.evaluation_set import EvaluationSet as EvaluationSet
     from offseg_hf.evaluation.metric import MEAN_IOU_SCRIPT as MEAN_IOU_SCRIPT
     from offseg_hf.evaluation.metric import MeanIoU as MeanIoU
     from offseg_hf.models.configuration_offseg import EfficientFormerV2Config as EfficientFormerV2Config
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "EfficientFormerV2Backbone": "models.modeling_offseg",
     "EfficientFormerV2Config": "models.configuration_offseg",
+    "EvaluationSet": "evaluation.evaluation_set",
     "MEAN_IOU_SCRIPT": "evaluation.metric",
     "MeanIoU": "evaluation.metric",
     "MscanBackbone": "models.modeling_offset_segnext",
@@ -80,6 +84,8 @@ _MODULE_OF = {
     "OffsetSegNextForSemanticSegmentation": "models.modeling_offset_segnext",
     "OffsetSegformerConfig": "models.configuration_offset_segformer",
     "OffsetSegformerForSemanticSegmentation": "models.modeling_offset_segformer",
+    "TrainingSet": "data.training_set",
+    "TrainingTransform": "data.transforms",
     "apply_offset_learning": "adaptation.apply",
     "convert_checkpoint": "conversion",
     "label_set_of": "data.dataset",

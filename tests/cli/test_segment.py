@@ -1,10 +1,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from offseg_hf.data.scenes.street import render_scene
+from offseg_hf.inference.segmenter import Segmenter
 from tests.cli.running import MAIN, assert_one_line, offseg
 from tests.processes import run_python
 
@@ -102,6 +104,40 @@ def test_device_and_traceback(photos, model, tmp_path):
     assert_one_line(offseg(*arguments), "cannot use the device 'tpu9'")
     result = offseg(*arguments, OFFSEG_DEBUG="1")
     assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_labels_to_train_on(photos, model, tmp_path):
+    output, segmenter = tmp_path / "pseudo", Segmenter(model, device="cpu")
+    inputs = segmenter.prepare(Image.open(photos / "0.png"))
+    middle = float(np.median(segmenter.with_confidence([inputs], [(40, 60)])[0][1]))
+    arguments = ["segment", photos, "--model", model, "--output", output, "--format", "dataset"]
+    arguments += ["--confidence", middle]
+    result = offseg(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(os.listdir(output)) == ["classes.json", "images", "masks"]
+    assert 0.4 < np.mean(np.asarray(Image.open(output / "masks" / "train" / "0.png")) == 255) < 0.6
+    assert offseg("data", "check", output).returncode == 0
+    assert "the results of all 2 exist" in offseg(*arguments).stdout
+
+
+def test_pre_annotations(photos, model, tmp_path):
+    for name, files in {
+        "label-studio": ["0_task.json", "1_task.json", "labeling_config.xml"],
+        "fiftyone": ["0_mask.png", "0_sample.json", "1_mask.png", "1_sample.json", "mask_targets.json"],
+    }.items():
+        result = offseg("segment", photos, "--model", model, "--output", tmp_path / name, "--format", name)
+        assert (result.returncode, sorted(os.listdir(tmp_path / name))) == (0, files)
+    result = offseg("data", "convert", tmp_path / "label-studio", "--images", photos, "--output", tmp_path / "data")
+    assert result.returncode == 0 and "predictions of a model" in result.stdout + result.stderr
+
+
+def test_options_without_effect(photos, tmp_path):
+    arguments = ["segment", photos, "--model", "none", "--output", tmp_path / "out"]
+    assert_one_line(
+        offseg(*arguments, "--confidence", "0.9"), "--confidence is for labels", "pass --format (dataset, "
+    )
+    result = offseg(*arguments, "--format", "dataset", "--opacity", "0.5")
+    assert_one_line(result, "--opacity is for pictures, and --format dataset writes none")
 
 
 # The command in a process of its own, whose stderr is a terminal: what is drawn there, with its exit code.

@@ -30,9 +30,11 @@ WITH_PYTHON = [document for document in DOCUMENTS if blocks(document, "python")]
 SLOW = ("docs/deploy.md",)  # exports a model
 # Shorter trainings; everything else runs as it is written.
 CHANGED = {
-    "docs/train.md": {
-        "num_train_epochs=40, per_device_train_batch_size=8": "max_steps=1, per_device_train_batch_size=2",
+    "docs/trainer.md": {
+        "num_train_epochs=40,": "num_train_epochs=1, use_cpu=True,",
+        "per_device_train_batch_size=8": "per_device_train_batch_size=2",
         "crop_size=(256, 256)": "crop_size=(64, 64)",
+        '"shortest_edge": 256, "longest_edge": 1024': '"shortest_edge": 64, "longest_edge": 128',
     }
 }
 

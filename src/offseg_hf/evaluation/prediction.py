@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from offseg_hf.evaluation.calibration import grid, winners_probability
-from offseg_hf.inference.windows import average_windows, upsampled_at
+from offseg_hf.inference.windows import averaged_windows, upsampled_at
 from offseg_hf.models.image_operations import keep_ratio_size
 
 
@@ -114,7 +114,7 @@ def _predict_view(
     model: nn.Module, processor: Any, inputs: BatchFeature, size: tuple[int, int], with_probability: bool
 ) -> tuple[Tensor, Tensor | None]:
     if "windows" in inputs:
-        (image,) = average_windows(lambda crops: model(crops).logits, **inputs)
+        (image,) = averaged_windows(lambda crops: model(crops).logits, **inputs)
         label_map, num_classes = image.label_map(size), len(image.windows[0][2])
         scores_at = partial(image.scores_at, size)
     else:

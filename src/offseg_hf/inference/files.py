@@ -1,4 +1,4 @@
-"""Segmenting files: photos on disk to label maps, overlays and class shares on disk.
+"""Segmenting files: photos on disk to label maps, overlays and class shares on disk, or to labels for other programs.
 
 `plan` finds the photos and names their outputs, `Segmenter` is a loaded model, `segment` does the work:
 
@@ -11,10 +11,11 @@ Of `photos/beach/sun.jpg` come, in `out/beach/`:
   (a paletted PNG: `numpy.asarray(PIL.Image.open(path))` gives the ids);
 - `sun_overlay.png`, the photo under its label map, with a legend;
 - `sun_classes.json`: file, width, height, and of each class present its id, name, number of pixels and share.
+
+`outputs` has the other kinds.
 """
 
 import glob
-import json
 import os
 import tempfile
 from collections import Counter, deque
@@ -31,9 +32,9 @@ from PIL import Image
 from transformers import BatchFeature
 
 from offseg_hf.data.reading import to_rgb
+from offseg_hf.inference.outputs import Classes, Labeled, OutputKind, Pictures
 from offseg_hf.inference.segmenter import Segmenter
 from offseg_hf.utils.texts import one_line
-from offseg_hf.visualization import class_shares, draw_overlay, label_image
 
 
 # What counts as a photo in folders and patterns. Pillow's own list has .pdf and .mpg in it.
@@ -46,20 +47,32 @@ FUSED_FROM = 8
 # That read, and that write.
 THREADS = 2
 
-OUTPUT_SUFFIXES = ("_labels.png", "_overlay.png", "_classes.json")
+PICTURES = Pictures()
 
 
 @dataclass(frozen=True)
 class Job:
-    """A photo, and what its outputs are called: `name` plus each of `OUTPUT_SUFFIXES`."""
+    """A photo, and what is written of it.
+
+    Args:
+        source: its file.
+        place: its file below the folder that was searched.
+        name: that its outputs have, in the output folder.
+        output: the folder.
+        kind: of the outputs.
+    """
 
     source: Path
+    place: Path
     name: Path
+    output: Path
+    kind: OutputKind
 
     @property
     def outputs(self) -> list[Path]:
         """Return the paths of what is written."""
-        return [self.name.with_name(self.name.name + suffix) for suffix in OUTPUT_SUFFIXES]
+        name = self.name.relative_to(self.output)
+        return [self.output / file for file in self.kind.files(name, self.source)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,11 @@ class Outcome:
 
 
 def plan(
-    inputs: Iterable[str | Path], output: Path, overwrite: bool = False, share: tuple[int, int] = (0, 1)
+    inputs: Iterable[str | Path],
+    output: Path,
+    overwrite: bool = False,
+    share: tuple[int, int] = (0, 1),
+    kind: OutputKind = PICTURES,
 ) -> tuple[list[Job], list[Outcome]]:
     """Return the photos that `inputs` name and that are to be segmented, and the outcomes that are certain before.
 
@@ -89,13 +106,14 @@ def plan(
         output: The folder of the outputs. What `segment` wrote there is not taken for a photo.
         overwrite: Photos with an existing output are otherwise kept as they are.
         share: Which of how many processes this one is: each takes every n-th photo, whatever the others have done.
+        kind: What is to be written.
     """
     index, count = share
     photos: dict[Path, Path] = {}  # resolved path -> path below the input that named it
     shown: dict[Path, Path] = {}  # resolved path -> path as the user would write it
     outcomes = []
     for text in map(str, inputs):
-        found = _find(text, output)
+        found = _find(text, output, kind)
         if isinstance(found, str):
             if index == 0:
                 outcomes.append(Outcome(text, "failed", found))
@@ -106,8 +124,8 @@ def plan(
 
     jobs = []
     for path, name in islice(_unique_names(photos).items(), index, None, count):
-        job = Job(shown[path], output / name)
-        existing = [file for file in job.outputs if file.exists()]
+        job = Job(shown[path], photos[path], output / name, output, kind)
+        existing = [file for file in job.outputs[kind.copies :] if file.exists()]
         if any(file.resolve() in photos for file in existing):
             outcomes.append(Outcome(str(job.source), "failed", f"its output {existing[0]} is one of the inputs"))
         elif existing and not overwrite:
@@ -117,25 +135,26 @@ def plan(
     return jobs, outcomes
 
 
-def _find(text: str, output: Path) -> list[tuple[Path, Path]] | str:
+def _find(text: str, output: Path, kind: OutputKind) -> list[tuple[Path, Path]] | str:
     """Return the photos as (path, path below the folder searched), or why there are none."""
     path = Path(text)
     if path.is_dir():
-        found = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if _is_photo(file, output)]
+        found = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if _is_photo(file, output, kind)]
         return found or f"no images in this folder (looked for {' '.join(PHOTO_EXTENSIONS)})"
     if path.exists():
         return [(path, Path(path.name))]
     if glob.has_magic(text):
         files = sorted(map(Path, glob.glob(text, recursive=True)))
-        found = [(file, Path(file.name)) for file in files if _is_photo(file, output)]
+        found = [(file, Path(file.name)) for file in files if _is_photo(file, output, kind)]
         return found or "no image matches this pattern"
     return "no such file or folder"
 
 
-def _is_photo(path: Path, output: Path) -> bool:
+def _is_photo(path: Path, output: Path, kind: OutputKind) -> bool:
     if path.suffix.lower() not in PHOTO_EXTENSIONS or not path.is_file():
         return False
-    own = path.name.endswith(OUTPUT_SUFFIXES) and path.resolve().is_relative_to(output.resolve())
+    file, folder = path.resolve(), output.resolve()
+    own = file.is_relative_to(folder) and kind.owns(file.relative_to(folder))
     return not own and not path.name.startswith(".")
 
 
@@ -185,7 +204,11 @@ class Photo:
 
 
 def segment(
-    jobs: Sequence[Job], segmenter: Segmenter, opacity: float = 0.6, batch_size: int = 1, compile: bool = False
+    jobs: Sequence[Job],
+    segmenter: Segmenter,
+    min_confidence: float | None = None,
+    batch_size: int = 1,
+    compile: bool = False,
 ) -> Generator[Outcome]:
     """Segment photos; one that cannot be read or written is reported, and the others are done.
 
@@ -195,17 +218,20 @@ def segment(
     Args:
         jobs: The photos, as `plan` returns them.
         segmenter: The model.
-        opacity: Opacity of the overlay, in 0..1.
+        min_confidence: Pixels whose class is less probable, from 0 to 1, are left without one.
         batch_size: How many photos the network looks at together, if it looks through windows.
         compile: Compile the network, for each shape of its input when it first comes.
 
     Yields:
         What became of each photo, in order.
     """
+    classes = Classes(segmenter.names, segmenter.palette)
+    for kind, output in dict.fromkeys((job.kind, job.output) for job in jobs):
+        kind.begin(output, classes)
     photos = ahead(lambda job: Photo(job).attempt(lambda photo: _read(photo, segmenter)), jobs, batch_size + 1)
     photos = _prepared(photos, segmenter, fuse=len(jobs) >= FUSED_FROM, compile=compile)
-    labeled = _label(photos, segmenter, batch_size)
-    for photo in ahead(lambda photo: photo.attempt(lambda photo: _write(photo, segmenter, opacity)), labeled, 2):
+    labeled = _label(photos, _LabelMaps(segmenter, classes, min_confidence), batch_size)
+    for photo in ahead(lambda photo: photo.attempt(lambda photo: _write(photo, classes)), labeled, 2):
         if photo.error is not None:
             yield Outcome(str(photo.job.source), "failed", one_line(photo.error))
         else:
@@ -279,26 +305,44 @@ def _fuse(photo: Photo, segmenter: Segmenter) -> None:
     segmenter.fuse(*_of(photo))
 
 
-def _label(photos: Iterator[Photo], segmenter: Segmenter, batch_size: int) -> Iterator[Photo]:
+@dataclass(frozen=True)
+class _LabelMaps:
+    """Label maps of photos, without what the model is not sure of."""
+
+    segmenter: Segmenter
+    classes: Classes
+    min_confidence: float | None
+
+    def __call__(self, inputs: Sequence[BatchFeature], sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        if self.min_confidence is None:
+            return self.segmenter.label_maps(inputs, sizes)
+        left_out = self.classes.ignore_index
+        return [
+            np.where(confidence < self.min_confidence, left_out, label_map).astype(np.min_scalar_type(left_out))
+            for label_map, confidence in self.segmenter.with_confidence(inputs, sizes)
+        ]
+
+
+def _label(photos: Iterator[Photo], label_maps: _LabelMaps, batch_size: int) -> Iterator[Photo]:
     """Segment photos in batches; where a batch fails, one by one, so that one bad photo is no other one's error."""
     while batch := list(islice(photos, batch_size)):
         good = [photo for photo in batch if photo.error is None]
         if len(good) > 1 and all("windows" in (photo.inputs or ()) for photo in good):
             inputs, sizes = zip(*map(_of, good), strict=True)
             with suppress(Exception):
-                for photo, label_map in zip(good, segmenter.label_maps(inputs, sizes), strict=True):
+                for photo, label_map in zip(good, label_maps(inputs, sizes), strict=True):
                     photo.label_map = label_map
         for photo in good:
             if photo.label_map is None:
-                photo.attempt(lambda photo: _label_one(photo, segmenter))
+                photo.attempt(lambda photo: _label_one(photo, label_maps))
         for photo in batch:
             photo.inputs = None
             yield photo
 
 
-def _label_one(photo: Photo, segmenter: Segmenter) -> None:
+def _label_one(photo: Photo, label_maps: _LabelMaps) -> None:
     inputs, size = _of(photo)
-    (photo.label_map,) = segmenter.label_maps([inputs], [size])
+    (photo.label_map,) = label_maps([inputs], [size])
 
 
 def _of(photo: Photo) -> tuple[BatchFeature, tuple[int, int]]:
@@ -307,26 +351,14 @@ def _of(photo: Photo) -> tuple[BatchFeature, tuple[int, int]]:
     return photo.inputs, (photo.image.height, photo.image.width)
 
 
-def _write(photo: Photo, segmenter: Segmenter, opacity: float) -> None:
+def _write(photo: Photo, classes: Classes) -> None:
     image, label_map, job = photo.image, photo.label_map, photo.job
     assert image is not None and label_map is not None
-    names, palette = segmenter.names, segmenter.palette
-    shares = {
-        "file": str(job.source),
-        "width": image.width,
-        "height": image.height,
-        "classes": [
-            {"id": index, "name": names[index], "pixels": pixels, "share": round(share, 6)}
-            for index, pixels, share in class_shares(label_map, len(names))
-        ],
-    }
-    folder = job.name.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".offseg-", dir=folder) as scratch:
-        whole = [Path(scratch, file.name) for file in job.outputs]
-        label_image(label_map, palette).save(whole[0])
-        overlay = draw_overlay(image, label_map, names, palette, opacity)
-        overlay.save(whole[1], compress_level=1)  # a fifth larger than by default, in a sixth of the time
-        whole[2].write_text(json.dumps(shares, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file, target in zip(whole, job.outputs, strict=True):
+    targets = job.outputs
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".offseg-", dir=targets[0].parent) as scratch:
+        whole = [Path(scratch, f"{index}{file.suffix}") for index, file in enumerate(targets)]
+        job.kind.write(Labeled(job.source, job.place, image, label_map, classes), whole, targets)
+        for file, target in zip(whole, targets, strict=True):
             os.replace(file, target)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -24,7 +26,8 @@ from transformers import (
 
 from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.reading import to_rgb
-from offseg_hf.inference.windows import label_maps_of_windows
+from offseg_hf.inference.confidence import confidence_of_rows
+from offseg_hf.inference.windows import averaged_windows, label_maps_of_windows
 from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import palette_for
 from offseg_hf.zoo.registration import auto_model_class, register
@@ -83,6 +86,42 @@ class Segmenter:
         dtype = np.min_scalar_type(len(self.names) - 1)
         return [label_map.cpu().numpy().astype(dtype) for label_map in maps]
 
+    @torch.inference_mode()
+    def with_confidence(
+        self, inputs: Sequence[BatchFeature], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Segment photos as `label_maps` does, and tell of every pixel how probable its class is, from 0 to 1.
+
+        Args:
+            inputs: What `prepare` returns, of each photo.
+            sizes: (height, width) of each label map.
+
+        Raises:
+            ValueError: for a model of masks, whose scores are no probabilities.
+        """
+        batch = collate(inputs).to(self.device, self.model.dtype)
+        if "windows" in batch:
+            images = averaged_windows(lambda crops: self.network(crops).logits, **batch)
+            maps = [image.label_map(size) for image, size in zip(images, sizes, strict=True)]
+            shares = [image.confidence(label_map) for image, label_map in zip(images, maps, strict=True)]
+        else:
+            outputs = self.network(**batch)
+            logits = getattr(outputs, "logits", None)
+            if logits is None:
+                raise ValueError(
+                    f"{type(self.model).__name__} classifies masks, and has no probabilities of classes at pixels: "
+                    "segment without a confidence"
+                )
+            maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
+            shares = [
+                confidence_of_rows(partial(_rows, each), tuple(each.shape), label_map)
+                for each, label_map in zip(logits, maps, strict=True)
+            ]
+        dtype = np.min_scalar_type(len(self.names) - 1)
+        return [
+            (ids.cpu().numpy().astype(dtype), share.cpu().numpy()) for ids, share in zip(maps, shares, strict=True)
+        ]
+
     def fuse(self, inputs: BatchFeature, size: tuple[int, int]) -> bool:
         """Run the fused model from now on, if it gives a photo the same label map, up to ties to rounding.
 
@@ -134,6 +173,10 @@ def collate(inputs: Sequence[BatchFeature]) -> BatchFeature:
         ]
         batch[name] = torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
     return BatchFeature(batch)
+
+
+def _rows(scores: Tensor, top: int, bottom: int) -> Tensor:
+    return scores[:, top:bottom]
 
 
 class UnsupportedModelError(ValueError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from offseg_hf.inference.confidence import confidence_of_rows
 from offseg_hf.models.image_operations import upsampled_argmax_of_rows, upsampled_rows
 from offseg_hf.models.modeling_utils import window_logits
 
@@ -36,14 +37,14 @@ def label_maps_of_windows(
     Raises:
         ValueError: for windows that are not inside `pixel_values`.
     """
-    images = average_windows(network, pixel_values, windows, image_sizes)
+    images = averaged_windows(network, pixel_values, windows, image_sizes)
     return [image.label_map(size) for image, size in zip(images, target_sizes, strict=True)]
 
 
-def average_windows(
+def averaged_windows(
     network: Callable[[Tensor], Tensor], pixel_values: Tensor, windows: Tensor, image_sizes: Tensor
 ) -> list["AveragedWindows"]:
-    """Run the network on the windows of images; arguments and errors are those of `label_maps_of_windows`."""
+    """Return the scores of images, of which `label_maps_of_windows` makes label maps; arguments are as there."""
     images = [AveragedWindows((height, width)) for height, width in image_sizes.tolist()]
     for (index, rows, columns), logits in window_logits(network, pixel_values, windows):
         images[index].add(rows, columns, logits)
@@ -84,8 +85,11 @@ class AveragedWindows:
 
     def label_map(self, size: tuple[int, int]) -> Tensor:
         """Return the class of every pixel, int64, at another size (height, width), usually that of the photo."""
-        logits = self.windows[0][2]
-        return upsampled_argmax_of_rows(self.rows, (len(logits), *self.size), size, logits.device)
+        return upsampled_argmax_of_rows(self.rows, self.shape, size, self.windows[0][2].device)
+
+    def confidence(self, label_map: Tensor) -> Tensor:
+        """Return how probable the class of every pixel of a label map is, from 0 to 1: `confidence_of_rows`."""
+        return confidence_of_rows(self.rows, self.shape, label_map)
 
     def scores_at(self, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
         """Return the scores that `label_map(size)` compares, at some pixels of it: (classes, rows, columns)."""
@@ -106,6 +110,11 @@ class AveragedWindows:
                 total[:, seen[0], seen[1]] += upsampled_at(logits, window_size, *places)
                 count[seen[0], seen[1]] += 1
         return _interpolated(total.div_(count), (low, high, down), (left, right, along))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (classes, height, width) of all scores."""
+        return len(self.windows[0][2]), *self.size
 
 
 def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:

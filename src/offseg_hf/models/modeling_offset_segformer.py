@@ -71,6 +71,8 @@ class OffsetSegformerForSemanticSegmentation(SemanticSegmentationMixin, OffsetSe
             class_offset_drop_path_rate=config.class_offset_drop_path_rate,
         )
         self.post_init()
+        # Not whole stages: of the first one, accelerate shards the input embeddings by themselves (FSDP2).
+        self._no_split_modules = {"SegformerLayer"}
 
     def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (batch, num_labels, ceil(height / 4) // 2, ceil(width / 4) // 2) and the encoder's feature maps."""

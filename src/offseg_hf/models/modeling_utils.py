@@ -59,7 +59,13 @@ class OffsetModelMixin(AnyBase):
         """
         if self.is_remote_code() and self.other_auto_classes:
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | self.other_auto_classes
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        # FSDP2 makes a class of its own of a model's: its code would be saved in the place of the model's.
+        sharded = type(self)
+        self.__class__ = next(each for each in sharded.__mro__ if each.__module__.partition(".")[0] != "torch")
+        try:
+            super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        finally:
+            self.__class__ = sharded
 
 
 class InnerOffsetsMixin(OffsetModelMixin):
@@ -136,7 +142,9 @@ class SemanticSegmentationMixin(OffsetModelMixin):
 
         Args:
             pixel_values: (batch, num_channels, height, width).
-            labels: Class ids (batch, height, width), `config.semantic_loss_ignore_index` where there is none.
+            labels: Class ids (batch, height, width), `config.semantic_loss_ignore_index` where there is none. Beside
+                `image_sizes` they may be those of photos of another size, to which the images without padding are
+                brought, all of one size.
             windows: Boxes (batch, num_windows, 4) as [`OffSegImageProcessor`] makes them. The logits of the windows
                 are upsampled and averaged, so that logits have the size of `pixel_values`; without windows they have
                 the size that the decoder gives.
@@ -165,10 +173,13 @@ class SemanticSegmentationMixin(OffsetModelMixin):
 
         loss = None
         if labels is not None:
-            config, class_weights = self.config, self.config.semantic_loss_class_weights
-            check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
+            config, class_weights, size = self.config, self.config.semantic_loss_class_weights, pixel_values.shape[-2:]
+            scores = logits
+            if image_sizes is not None and labels.shape[-2:] != size:
+                scores, size = without_padding(logits, image_sizes), labels.shape[-2:]
+            check_labels(labels, (len(pixel_values), *size), config.num_labels, config.semantic_loss_ignore_index)
             check_class_weights(class_weights, config.num_labels)
-            loss = segmentation_loss(logits, labels, config.semantic_loss_ignore_index, class_weights)
+            loss = segmentation_loss(scores, labels, config.semantic_loss_ignore_index, class_weights)
 
         return OffSegSemanticSegmenterOutput(
             loss=loss,
@@ -441,9 +452,17 @@ def check_class_weights(class_weights: Sequence[float] | None, num_labels: int) 
         raise ValueError(f"{name} must be finite and 0 or more, got {list(class_weights)}")
 
 
-def check_labels(labels: Tensor, pixel_values: Tensor, num_labels: int, ignore_index: int) -> None:
+def without_padding(logits: Tensor, image_sizes: Tensor) -> Tensor:
+    """Cut logits at the size of `pixel_values` to the images; raise ValueError if these are not of one size."""
+    sizes = image_sizes.unique(dim=0).tolist()
+    if len(sizes) != 1:
+        raise ValueError(f"labels of photos beside images of {len(sizes)} sizes: pass the images one by one")
+    height, width = sizes[0]
+    return logits[..., :height, :width]
+
+
+def check_labels(labels: Tensor, expected: tuple[int, int, int], num_labels: int, ignore_index: int) -> None:
     """Raise ValueError for labels that are not class ids, or not of the images' size."""
-    expected = (len(pixel_values), *pixel_values.shape[-2:])
     if tuple(labels.shape) != expected:
         raise ValueError(
             f"labels must have the size of the images, (batch, height, width) = {expected}, got {tuple(labels.shape)}"

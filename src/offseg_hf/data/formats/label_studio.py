@@ -1,7 +1,7 @@
 """Label Studio's JSON export: brush strokes (its own run lengths), polygons and rectangles (percent of the photo).
 
 Tasks that nobody has annotated, or whose annotation was cancelled, are left out; of several annotations the last
-counts.
+counts. Where no task has a place for annotations, as in files to import, predictions count.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from offseg_hf.data.formats.grouping import without_upload_prefix
 from offseg_hf.data.formats.masks import Region, crop, decode_brush, fill_rings, read_ring
 
 
+DONE = ("annotations", "completions")  # the older word
 KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
 
 
@@ -31,7 +32,7 @@ def is_label_studio(content: Any) -> bool:
     """Return whether the content of a JSON file is an export of Label Studio (JSON, not JSON-MIN)."""
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
         return False
-    return "data" in content[0] and ("annotations" in content[0] or "completions" in content[0])
+    return "data" in content[0] and any(kind in content[0] for kind in (*DONE, "predictions"))
 
 
 def read_label_studio(files: dict[Path, list], root: Path, images: Path | None) -> Annotations:
@@ -46,12 +47,13 @@ def read_label_studio(files: dict[Path, list], root: Path, images: Path | None) 
     folders = [images] if images else [root]
     photos = Photos(*folders)
     tasks = [(path, task) for path, content in files.items() for task in content]
-    labels = {label for _, task in tasks for part in _results(task) or [] for label in _labels(part)}
+    to_import = not any(kind in task for _, task in tasks for kind in DONE)
+    results = [_results(task, to_import) for _, task in tasks]
+    labels = {label for parts in results for part in parts or [] for label in _labels(part)}
     result.names = sorted(label for label in labels if not is_void(label))
     ids = {label: VOID if is_void(label) else result.names.index(label) for label in labels}
     waiting = 0
-    for path, task in tasks:
-        parts = _results(task)
+    for (path, task), parts in zip(tasks, results, strict=True):
         if parts is None:
             waiting += 1
             continue
@@ -64,6 +66,8 @@ def read_label_studio(files: dict[Path, list], root: Path, images: Path | None) 
             result.add(file, str(error))
             continue
         result.samples.append(Sample(output_name(photo, folders), photo, file, _reader(parts, ids)))
+    if to_import:
+        result.notes.append("these are predictions of a model (tasks to import into Label Studio), not annotations")
     if waiting:
         result.notes.append(f"{waiting} tasks are not annotated and left out")
     return result
@@ -81,10 +85,13 @@ def _find(photos: Photos, name: str) -> Path:
             raise error from None
 
 
-def _results(task: dict) -> list[dict] | None:
-    """Return what the last annotation of a task that counts has; None if there is none."""
-    done = task.get("annotations") or task.get("completions") or []
-    done = [annotation for annotation in done if not annotation.get("was_cancelled")]
+def _results(task: dict, to_import: bool) -> list[dict] | None:
+    """Return what the last annotation of a task that counts has; None if there is none.
+
+    In tasks `to_import`, which have no place for annotations, predictions stand for them.
+    """
+    done = task.get("predictions") if to_import else task.get("annotations") or task.get("completions")
+    done = [annotation for annotation in done or [] if not annotation.get("was_cancelled")]
     return done[-1].get("result") or [] if done else None
 
 

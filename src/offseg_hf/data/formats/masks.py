@@ -256,3 +256,21 @@ def decode_brush(rle: object, size: tuple[int, int]) -> np.ndarray:
             values[done:end] = [min(read(word), 255) for _ in range(end - done)]
         done = end
     return values.reshape(size[1], size[0], 4)[..., 3] > 0
+
+
+def encode_brush(mask: np.ndarray) -> list[int]:
+    """Return a mask (height, width) bool as Label Studio's brush: what `decode_brush` reads."""
+    flat = mask.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
+    lengths = 4 * np.diff(starts, append=len(flat))  # of RGBA, whose channels are alike
+    sizes = (3, 4, 8, 16)  # bits of a length; longer runs are divided
+    bits = [f"{4 * len(flat):032b}{8 - 1:05b}", *(f"{size - 1:04b}" for size in sizes)]
+    for value, length in zip(flat[starts].tolist(), lengths.tolist(), strict=True):
+        while length:
+            part = min(length, 1 << sizes[-1])
+            which = next(index for index, size in enumerate(sizes) if part <= 1 << size)
+            bits.append(f"1{which:02b}{part - 1:0{sizes[which]}b}{255 * value:08b}")
+            length -= part
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return list(int(text, 2).to_bytes(len(text) // 8))
