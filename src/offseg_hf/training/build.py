@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,8 +20,10 @@ from transformers import (
 )
 
 from offseg_hf.adaptation import apply_offset_learning
-from offseg_hf.data.dataset import label_set_of, load_data
+from offseg_hf.data.dataset import label_set_of, load_data, sample_names
+from offseg_hf.data.formats.grouping import hold_out
 from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.data.layouts import UnknownSplitError
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
 from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of
@@ -36,6 +41,67 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     data = load_data(recipe.data.data_source(), split)
     assert not isinstance(data, dict)
     return data
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data to train on, and to validate on.
+
+    Args:
+        held_out: how the latter was taken out of the former, in words; None if it is a split of its own.
+        fingerprint: of the names of what was held out.
+    """
+
+    train: Dataset
+    validation: Dataset
+    held_out: str | None = None
+    fingerprint: str | None = None
+
+
+class NoValidationSplitError(ValueError):
+    """There is nothing to validate on."""
+
+
+def load_splits(recipe: Recipe) -> Splits:
+    """Load the splits to train and to validate on; the latter is held out of the former by `data.validation_share`.
+
+    Raises ValueError for a share to be held out though there is a split to validate on, and for neither.
+    """
+    data, share = recipe.data, recipe.data.validation_share
+    train = load_split(recipe, data.train_split)
+    try:
+        validation = load_split(recipe, data.validation_split)
+        is_same = bool(train.cache_files) and train.cache_files == validation.cache_files  # as saved without splits
+        is_wanted = data.validation_split == data.train_split
+        missing = f"{data.source}: all is one split, to train on" if is_same and not is_wanted else None
+    except UnknownSplitError as error:
+        missing = str(error)
+    if missing is None and share is None:
+        return Splits(train, validation)
+    if missing is None:
+        raise ValueError(
+            f"data.validation_share={share:g} has no effect, as the data has the split {data.validation_split} "
+            "(data.validation_split): remove it"
+        )
+    if share is None:
+        raise NoValidationSplitError(f"{missing}; data.validation_share=0.2 holds out a fifth of it to validate on")
+    return _hold_out(train, share)
+
+
+def _hold_out(data: Dataset, share: float) -> Splits:
+    """Hold out a share of the samples, by their names below the folder that they have in common."""
+    names = [os.path.splitext(name)[0] for name in sample_names(data)]
+    if len(names) < 2:
+        raise ValueError(f"data.validation_share={share:g}: expected two photos or more, got {len(names)}")
+    if all(map(os.path.isabs, names)):
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+        names = [os.path.relpath(name, folder).replace(os.sep, "/") for name in names]
+    chosen, told = hold_out(names, share)
+    kept: tuple[list[int], list[int]] = ([], [])
+    for index, name in enumerate(names):
+        kept[name in chosen].append(index)
+    fingerprint = hashlib.sha256("\n".join(sorted(chosen)).encode()).hexdigest()
+    return Splits(data.select(kept[False]), data.select(kept[True]), told, fingerprint)
 
 
 def build_model(

@@ -215,6 +215,15 @@ def require_same_labels(recipe: Recipe, labels: LabelSet, state: dict[str, Any],
             )
 
 
+def require_same_held_out(recipe: Recipe, fingerprint: str | None, state: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ValueError if the photos held out are others than before: it was trained on what would be validated on."""
+    if fingerprint != state.get("held_out"):
+        raise ValueError(
+            f"{checkpoint}: expected the photos that it held out to validate on (data.validation_share), got others, "
+            f"as photos came or went: give it the data as it was, or {_begin_another(checkpoint, recipe)}"
+        )
+
+
 def _labels_of_config(checkpoint: Path) -> dict[str, Any]:
     """Read the classes of a checkpoint without a record of them."""
     names = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("id2label", {})

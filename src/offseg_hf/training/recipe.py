@@ -129,6 +129,8 @@ class DataRecipe:
         revision: Branch, tag or commit of the data set on the Hub.
         train_split: The split to train on.
         validation_split: The split to evaluate on during the training.
+        validation_share: Share of the photos of `train_split` that is held out to evaluate on, in whole groups of
+            frames, where the data has no `validation_split`.
         image_column: Column of the images, if it is not `image`.
         label_column: Column of the label maps, if it is not `label`.
         labels: The classes, if they do not come with the data: ade, cityscapes, cocostuff, context59 or a
@@ -141,6 +143,7 @@ class DataRecipe:
     revision: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
+    validation_share: float | None = None
     image_column: str | None = None
     label_column: str | None = None
     labels: str | None = None
@@ -149,6 +152,8 @@ class DataRecipe:
     def __post_init__(self):
         for name in ("source", "labels"):
             _expand_home(self, name)
+        share = self.validation_share
+        require(share is None or 0 < share <= 0.5, "a validation_share above 0 and up to 0.5, or null", share)
         require(self.num_workers >= 0, "num_workers of 0 or more", self.num_workers)
 
     def data_source(self) -> DataSource:
