@@ -172,11 +172,18 @@ def freeze(model: PreTrainedModel, recipe: Recipe) -> list[str]:
 
 
 def keep_training_mode(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Set training mode, but for a frozen encoder: norms in it keep their statistics, and nothing is dropped."""
+    """Set training mode, but for a frozen encoder: norms in it keep their statistics, and nothing is dropped.
+
+    Of an encoder with adapters the norms alone rest.
+    """
     model.train()
-    if recipe.model.freeze == "encoder":
-        for module in encoder_modules(model).values():
-            module.eval()
+    for encoder in encoder_modules(model).values():
+        if recipe.model.freeze == "encoder":
+            encoder.eval()
+        elif recipe.model.lora_rank is not None:
+            for module in encoder.modules():
+                if isinstance(module, BATCH_NORMS):
+                    module.eval()
 
 
 def takes_masks(model: PreTrainedModel) -> bool:

@@ -168,6 +168,8 @@ def fit(recipe: Recipe, facts: Facts, config: PreTrainedConfig, processor: BaseI
     length = recipe.schedule.in_iterations(epoch).length
     masks = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     optimizer: dict[str, Any] = dict(OF_MASKS) if masks else {}
+    if recipe.model.lora_rank is not None:  # adapters begin anew, as the head
+        optimizer["encoder_multiplier"] = optimizer.get("head_multiplier", recipe.optimizer.head_multiplier)
     base = optimizer.get("learning_rate", recipe.optimizer.learning_rate)
     optimizer["learning_rate"] = float(f"{base * math.sqrt(batch / BATCHES[-1]):.2g}")
     fitted: dict[str, Any] = {
@@ -238,10 +240,11 @@ def in_words(recipe: Recipe, facts: Facts) -> list[str]:
         resized = f"resized to {max(augmentation.scale)}x{min(augmentation.scale)}, times {low:g} to {high:g}"
     every = training.evaluation_interval
     patience = "" if training.patience is None else f", and the end after {training.patience} without a better mIoU"
-    has_encoder = recipe.model.freeze is None
+    rank = recipe.model.lora_rank
+    part = "the encoder" if rank is None else f"adapters in the encoder (LoRA, rank {rank})"
     rates = f"{optimizer.learning_rate * optimizer.head_multiplier:.2g} for the head, " + (
-        f"{optimizer.learning_rate * optimizer.encoder_multiplier:.2g} for the encoder"
-        if has_encoder
+        f"{optimizer.learning_rate * optimizer.encoder_multiplier:.2g} for {part}"
+        if recipe.model.freeze is None
         else "the encoder frozen"
     )
     average = "no averaged weights" if training.ema_decay is None else f"averaged weights (EMA {training.ema_decay:g})"

@@ -86,6 +86,9 @@ class ModelRecipe:
         offset_learning: Put offset learning in the place of the checkpoint's classifier, which it continues.
         freeze: Keep the encoder as it is: its weights get no gradients, its norms keep their statistics, and nothing
             in it is dropped at random.
+        lora_rank: Rank of low-rank adapters (LoRA) in the encoder of the checkpoint, whose own weights stay as they
+            are; the rest trains whole. What is saved has them merged. Needs peft.
+        lora_alpha: Scale of the adapters times their rank; null for the rank.
     """
 
     preset: str | None = None
@@ -95,8 +98,20 @@ class ModelRecipe:
     image_processor: dict[str, Any] = field(default_factory=dict)
     offset_learning: bool = False
     freeze: Literal["encoder"] | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
 
     def __post_init__(self):
+        for name in ("lora_rank", "lora_alpha"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} above 0, or null", value)
+        if self.lora_rank is not None and self.freeze is not None:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} adapts the encoder, which freeze={self.freeze} leaves as it is: remove "
+                "one of them"
+            )
+        if self.lora_rank is not None and self.checkpoint is None:
+            raise ValueError(f"expected checkpoint, whose encoder lora_rank={self.lora_rank} adapts, got none")
         for name in ("pretrained", "checkpoint"):
             _expand_home(self, name)
         if self.preset is None and self.checkpoint is None:
@@ -594,6 +609,8 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"optimizer.{name}", f"optimizer.kind={optimizer.kind} takes none"
     if recipe.model.checkpoint is None:
         yield "model.offset_learning", "the model of a preset has it already"
+    if recipe.model.lora_rank is None:
+        yield "model.lora_alpha", "there are no adapters without model.lora_rank"
     if recipe.model.freeze == "encoder":
         yield "optimizer.encoder_multiplier", "model.freeze=encoder leaves the encoder as it is"
     if recipe.augmentation.scale is None:

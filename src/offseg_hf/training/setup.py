@@ -49,6 +49,7 @@ from offseg_hf.training.checkpoint import (
 )
 from offseg_hf.training.environment import check_launcher, launcher_notes, make_accelerator, mixed_precision
 from offseg_hf.training.log import check_tracker
+from offseg_hf.training.lora import add_adapters, require_peft
 from offseg_hf.training.losses import build_loss
 from offseg_hf.training.optimization import build_optimizer
 from offseg_hf.training.recipe import Recipe, ScheduleRecipe
@@ -206,6 +207,8 @@ def start_process(recipe: Recipe, output: Path, stack: ExitStack) -> tuple[Recip
     precision = mixed_precision(recipe.training.mixed_precision, os.environ)
     recipe = replace(recipe, training=replace(recipe.training, mixed_precision=precision))
     check_tracker(recipe.training.report_to)
+    if recipe.model.lora_rank is not None:
+        require_peft()
     tracker = None if recipe.training.report_to == "none" else recipe.training.report_to
     accelerator = make_accelerator(precision, tracker, output)
     torch.backends.cudnn.benchmark = True  # all crops are of one size
@@ -282,6 +285,8 @@ def make_model(
         notes.append(f"left out, as it does not apply to this model: {', '.join(inherited)}")
     if resumed is None and recipe.model.pretrained is not None:
         load_pretrained(model, recipe.model.pretrained)
+    if recipe.model.lora_rank is not None:
+        add_adapters(model, recipe.model.lora_rank, recipe.model.lora_alpha)
     if resting := freeze(model, recipe):
         notes.append(f"do not learn, as `loss` takes the logits alone: {', '.join(resting)}")
     return model, processor
