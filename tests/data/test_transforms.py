@@ -331,7 +331,7 @@ def test_rotated_crop(angle):
 
 
 def test_rotation_keeps_what_there_is():
-    """A crop inside of the photo has a class everywhere, whatever the angle; more classes than bytes stay themselves."""
+    """A crop inside of the photo has a class everywhere, whatever the angle, also of more classes than bytes."""
     image, labels = make_pair(100, 100)
     labels = np.where(labels == 255, 300, labels).astype(np.uint16)
     for angle in (10, 45, -80):

@@ -54,14 +54,12 @@ def augment(path: str, pixels: np.ndarray, labels: np.ndarray, seed: int) -> tup
         raise ValueError(f"extra={path} failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"extra={path}: expected a tuple (image, label map) from it, got {type(result).__name__}")
-    for kind, array, wanted in (
-        ("image", result[0], ((*shape, 3), np.uint8)),
-        ("label map", result[1], (shape, dtype)),
-    ):
+    given = {"image": ((*shape, 3), np.dtype(np.uint8)), "label map": (shape, dtype)}
+    for (kind, wanted), array in zip(given.items(), result, strict=True):
         found = (getattr(array, "shape", None), getattr(array, "dtype", type(array).__name__))
         if not isinstance(array, np.ndarray) or found != wanted:
             raise ValueError(
-                f"extra={path}: expected the {kind} that it was given, {np.dtype(wanted[1])} of shape {wanted[0]}, got "
+                f"extra={path}: expected the {kind} that it was given, {wanted[1]} of shape {wanted[0]}, got "
                 f"{found[1]} of shape {found[0]}"
             )
     return result

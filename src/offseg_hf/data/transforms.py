@@ -300,9 +300,9 @@ def rotated_crop(
     )  # fmt: skip
     turn = partial(Image.Image.transform, size=(width, height), method=Image.Transform.AFFINE, data=backward)
     turned = turn(Image.fromarray(canvas), resample=Image.Resampling.BILINEAR, fillcolor=fill)
-    classes = turn(Image.fromarray(classes), resample=Image.Resampling.NEAREST, fillcolor=ignore_index)
+    turned_classes = turn(Image.fromarray(classes), resample=Image.Resampling.NEAREST, fillcolor=ignore_index)
     dtype = np.result_type(label_map.dtype, np.min_scalar_type(ignore_index))
-    return np.array(turned), np.array(classes).astype(dtype)
+    return np.array(turned), np.array(turned_classes).astype(dtype)
 
 
 def _crop_of(image: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def require_peft() -> None:
         raise ValueError('model.lora_rank needs the package peft: pip install "offseg-hf[lora]"')
 
 
-def add_adapters(model: PreTrainedModel, rank: int, alpha: float | None) -> None:
+def add_adapters(model: PreTrainedModel, rank: int, alpha: int | None) -> None:
     """Put adapters beside the linear layers and 1x1 convolutions of the encoder, which rests beside that.
 
     Args:

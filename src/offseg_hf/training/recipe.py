@@ -99,7 +99,7 @@ class ModelRecipe:
     offset_learning: bool = False
     freeze: Literal["encoder"] | None = None
     lora_rank: int | None = None
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
 
     def __post_init__(self):
         for name in ("lora_rank", "lora_alpha"):
