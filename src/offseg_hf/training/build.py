@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from offseg_hf.data.formats.grouping import hold_out
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.data.layouts import UnknownSplitError
 from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.models.modeling_utils import BATCH_NORMS, statistics_as_they_are
 from offseg_hf.training.going_on import load_trained
 from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
@@ -220,8 +221,6 @@ def settings_without_effect(recipe: Recipe, model: PreTrainedModel, processor: B
     return [key for key, _ in found]
 
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 # Settings of image processors, by the other setting that switches them off, and what it is then.
 PROCESSOR_SWITCHES = {
     "window_stride": ("window_size", (None,)),
@@ -282,18 +281,4 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 def _contexts_of_checkpoints(model: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Return what the first and the second computation of a part run under."""
-    return nullcontext(), _statistics_as_they_are(model)
-
-
-@contextmanager
-def _statistics_as_they_are(model: nn.Module) -> Iterator[None]:
-    """Let batch norms use the statistics of the batch without learning them: they have, when it came first."""
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, count in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+    return nullcontext(), statistics_as_they_are([norm for norm in model.modules() if isinstance(norm, BATCH_NORMS)])
