@@ -187,7 +187,7 @@ class OptimizerRecipe:
         learning_rate: The learning rate after the warm-up, before multipliers.
         weight_decay: Decoupled weight decay, of the weights that decay.
         betas: Decay rates of the gradient's moments.
-        eps: Term that keeps the division stable.
+        eps: Term that keeps the division stable; null for the optimizer's own, such as 1e-8 of AdamW.
         options: Other arguments of the optimizer, such as {momentum: 0.9, nesterov: true} of SGD.
         encoder_multiplier: Multiplies the learning rate of the encoder.
         head_multiplier: Multiplies the learning rate of everything else.
@@ -200,7 +200,7 @@ class OptimizerRecipe:
     learning_rate: float
     weight_decay: float
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    eps: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     encoder_multiplier: float = 1.0
     head_multiplier: float = 1.0
@@ -211,7 +211,9 @@ class OptimizerRecipe:
         require(self.learning_rate > 0, "a learning_rate above 0", self.learning_rate)
         require(self.weight_decay >= 0, "a weight_decay of 0 or more", self.weight_decay)
         require(all(0 <= beta < 1 for beta in self.betas), "betas in [0, 1)", self.betas)
-        require(self.eps > 0, "an eps above 0", self.eps)
+        if self.eps is None and self.takes("eps"):
+            object.__setattr__(self, "eps", self.arguments()["eps"])
+        require(self.eps is None or self.eps > 0, "an eps above 0", self.eps)
         multipliers = (self.encoder_multiplier, self.head_multiplier, self.offset_multiplier)
         require(min(multipliers) >= 0, "multipliers of 0 or more", multipliers)
         learns = max(self.encoder_multiplier, self.head_multiplier) > 0
