@@ -73,6 +73,20 @@ def initialize_weights() -> None:
     assert calls[:3] == [nn.Linear, nn.Sequential, Inner], f"of a model inside of another it is called of {calls}"
 
 
+def set_gradient_checkpointing() -> None:
+    calls = []
+
+    class Checkpointed(Model):
+        supports_gradient_checkpointing = True
+
+        def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, **kwargs):
+            calls.append((enable, gradient_checkpointing_func))
+
+    model = Checkpointed(PreTrainedConfig())
+    model.activation_checkpointing_enable()
+    assert calls and calls[0][0] and callable(calls[0][1]), f"activation_checkpointing_enable calls it with {calls}"
+
+
 def is_hf_initialized() -> None:
     tensor = nn.Parameter(torch.ones(3))
     tensor._is_hf_initialized = True
@@ -176,6 +190,13 @@ PRIVATE_NAMES = [
         initialize_weights,
         "find where transformers now decides which modules `_init_weights` sees; OffsetModelMixin can go if "
         "containers without parameters of their own are among them",
+    ),
+    PrivateName(
+        "transformers",
+        ("_set_gradient_checkpointing",),
+        "batch norms of our models learn of a batch once, though it is seen twice (models/modeling_utils.py)",
+        set_gradient_checkpointing,
+        "wrap in OffsetModelMixin the function by which transformers now computes parts again",
     ),
     PrivateName(
         "transformers",

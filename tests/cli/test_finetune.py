@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,16 @@ def test_errors_are_one_line(things, tmp_path, arguments, code, message):
 
 
 def test_two_processes_fine_tune_together(things, tmp_path):
-    """What was chosen is told once."""
+    """What was chosen is told once: of photos without a split to validate on, too. With adapters, which are merged."""
+    shutil.copytree(things / "scenes", tmp_path / "scenes")
+    for kind in ("images", "masks"):
+        shutil.rmtree(tmp_path / "scenes" / kind / "val")
     script = "import os, runpy, sys; os.environ['ACCELERATE_USE_CPU'] = 'true'; sys.argv[0] = 'offseg'; "
     script += "runpy.run_module('offseg_hf.cli', run_name='__main__')"  # as `accelerate launch --cpu` starts it
-    common = ("--data", things / "scenes", "--model", things / "segformer", "--output", tmp_path / "run")
-    first, second = run_together(2, script, "finetune", *common, "--epochs", "1", "data.num_workers=0")
-    assert first.stderr.count("of warm-up") == 1 and "2 processes on cpu" in first.stderr
+    common = ("--data", tmp_path / "scenes", "--model", things / "segformer", "--output", tmp_path / "run")
+    first, second = run_together(2, script, "finetune", *common, "--epochs", "1", "--lora", "2", "data.num_workers=0")
+    assert first.stderr.count("of warm-up") == first.stderr.count("no split to validate on: no groups to tell") == 1
+    assert "2 processes on cpu" in first.stderr
     assert "warm-up" not in second.stderr
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "best" / "adapter" / "adapter_model.safetensors").is_file()

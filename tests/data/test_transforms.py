@@ -12,7 +12,7 @@ from PIL import Image
 
 from offseg_hf.data import photometric
 from offseg_hf.data.photometric import Distortion, distort, hsv_to_rgb, rgb_to_hsv, sample_distortion
-from offseg_hf.data.transforms import TrainingTransform, resize_crop, resize_label_crop
+from offseg_hf.data.transforms import TrainingTransform, resize_crop, resize_label_crop, rotated_crop
 from offseg_hf.models.image_operations import resize_bilinear, resize_nearest
 
 
@@ -297,6 +297,80 @@ def test_flip():
     )
     for name, value in straight.items():
         assert torch.equal(value.flip(-1), flipped[name]) and not torch.equal(value, flipped[name])
+
+
+def test_vertical_flip():
+    image, labels = make_pair(20, 24)
+    settings = {"crop_size": (20, 24), "photometric": False, "cat_max_ratio": 1}
+    plain = TrainingTransform(**settings, flip=1)(image, labels, np.random.default_rng(0))
+    over = TrainingTransform(**settings, flip=1, vertical_flip=1)(image, labels, np.random.default_rng(0))
+    assert torch.equal(over["pixel_values"], plain["pixel_values"].flip(1))
+    assert torch.equal(over["labels"], plain["labels"].flip(0))
+    resized = {"shortest_edges": [31], "crop_size": (30, 30), "photometric": False, "cat_max_ratio": 1}
+    plain = TrainingTransform(**resized)(image, labels, np.random.default_rng(0))
+    over = TrainingTransform(**resized, vertical_flip=1)(image, labels, np.random.default_rng(0))
+    assert torch.equal(over["pixel_values"], plain["pixel_values"].flip(1))
+
+
+@pytest.mark.parametrize("angle", [90, 180, -90, 0.001, 27, -130])
+def test_rotated_crop(angle):
+    """As if the whole resized image were turned around the middle of the crop; without it, outside is no class."""
+    image, labels = make_pair(50, 70)
+    size, rows, columns = (40, 61), np.arange(4, 28), np.arange(30, 60)  # close to the borders
+    fill = (1, 2, 3)
+    pixels, turned = rotated_crop(image, labels, size, rows, columns, angle, fill, 255)
+    resized = resize_bilinear(image.transpose(2, 0, 1), *size).transpose(1, 2, 0)
+    options = {"center": (45, 16), "resample": Image.Resampling.BILINEAR, "fillcolor": fill}
+    expected = np.asarray(Image.fromarray(np.ascontiguousarray(resized)).rotate(angle, **options))[4:28, 30:60]
+    ids = Image.fromarray(resize_nearest(labels, *size)).rotate(angle, center=(45, 16), fillcolor=255)
+    assert pixels.dtype == np.uint8 and turned.dtype == labels.dtype
+    assert (np.abs(pixels.astype(int) - expected) <= 1).mean() > 0.97  # it mixes with `fill` at the borders
+    assert (turned == np.asarray(ids)[4:28, 30:60]).mean() > 0.99
+    outside = (pixels == fill).all(-1)
+    assert (turned[outside] == 255).all() and (outside.any() == (angle in (27, -130)))
+
+
+def test_rotation_keeps_what_there_is():
+    """A crop inside of the photo has a class everywhere, whatever the angle, also of more classes than bytes."""
+    image, labels = make_pair(100, 100)
+    labels = np.where(labels == 255, 300, labels).astype(np.uint16)
+    for angle in (10, 45, -80):
+        rows = columns = np.arange(35, 65)
+        pixels, turned = rotated_crop(image, labels, (100, 100), rows, columns, angle, (0, 0, 0), 255)
+        assert 255 not in turned and set(np.unique(turned)) <= set(np.unique(labels)) and pixels.any(-1).all()
+
+
+def test_blur():
+    """Smooths the image and leaves labels alone."""
+    image, labels = make_pair(40, 40)
+    settings = {"crop_size": (40, 40), "photometric": False, "cat_max_ratio": 1}
+    steps = []
+    for seed in range(5):
+        plain, blurred = (
+            TrainingTransform(**settings, blur=share)(image, labels, np.random.default_rng(seed)) for share in (0, 1)
+        )
+        assert plain["labels"].sum() == blurred["labels"].sum()
+        steps.append([sample["pixel_values"].diff(dim=1).abs().mean() for sample in (blurred, plain)])
+    assert all(after < before for after, before in steps) and min(after / before for after, before in steps) < 0.7
+
+
+def test_what_is_not_asked_for_draws_nothing():
+    """Or the samples of the official recipes would be others."""
+    image, labels = make_pair(40, 40)
+    states = []
+    for settings in ({}, {"vertical_flip": 0.0, "rotation": 0.0, "blur": 0.0, "extra": None}, {"rotation": 5.0}):
+        rng = np.random.default_rng(0)
+        TrainingTransform(crop_size=(32, 32), scale=(64, 32), **settings)(image, labels, rng)
+        states.append(rng.random())
+    assert states[0] == states[1] != states[2]
+
+
+def test_all_of_them_are_a_function_of_the_seed():
+    image, labels = make_pair(40, 50)
+    transform = TrainingTransform(crop_size=(32, 32), scale=(64, 32), vertical_flip=0.5, rotation=30, blur=0.5)
+    first, again, other = (transform(image, labels, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["pixel_values"], other["pixel_values"])
 
 
 def test_photometric_leaves_labels_and_padding_alone():

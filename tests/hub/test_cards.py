@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import jinja2
 import jinja2.meta
@@ -259,6 +260,18 @@ def run(tmp_path_factory) -> Path:
     train(recipe, folder / "runs" / "tiny")
     (folder / "runs" / "tiny" / "environment.json").write_text(json.dumps(ENVIRONMENT))
     return folder / "runs" / "tiny"
+
+
+def test_scores_of_photos_that_were_held_out(run, tmp_path):
+    """They are no split of the data, which is said."""
+    copy = Path(copytree(run, tmp_path / "run"))
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    recipe["data"]["validation_share"] = 0.2
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = training_card_files(copy / "best", "tester/my-scenes")["README.md"]
+    assert "On a part of the split `train` that it was not trained on, one scale" in text
+    (found,) = ModelCard(text).data.eval_results
+    assert found.dataset_split == "train"
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])

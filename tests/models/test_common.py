@@ -273,6 +273,25 @@ def test_gradient_checkpointing(family):
     assert family not in SEMANTIC or set(runs.values()) == {2}
 
 
+@pytest.mark.parametrize("family", ["offseg", "segnext"])
+@pytest.mark.parametrize("is_reentrant", [False, True])
+def test_gradient_checkpointing_learns_statistics_once(family, is_reentrant):
+    """Of a batch whose parts are computed twice, by whoever switches it on."""
+    settings = {"drop_path_rate": 0.0} | ({"learn_batch_norm_statistics": True} if family == "offseg" else {})
+    plain, again = (tiny_model(family, **settings).train() for _ in range(2))
+    again.activation_checkpointing_enable({"use_reentrant": is_reentrant})
+    pixel_values = images(2, 3, 64, 64).requires_grad_()  # without, reentrant parts have no gradient
+    for model in (plain, again):
+        for _ in range(2):
+            model(pixel_values, **targets(family, 2, 64, 64)).loss.backward()
+    statistics = {name: buffer for name, buffer in plain.named_buffers() if "running" in name or "tracked" in name}
+    assert any(buffer.item() == 2 for name, buffer in statistics.items() if "tracked" in name)
+    assert all(torch.equal(again.get_buffer(name), buffer) for name, buffer in statistics.items())
+    assert_same_gradients(
+        *({name: p.grad for name, p in model.named_parameters() if p.grad is not None} for model in (again, plain))
+    )
+
+
 @every_semantic_family
 @torch.no_grad()
 def test_start_without_offsets(family, tmp_path):

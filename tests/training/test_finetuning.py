@@ -1,5 +1,6 @@
 """What `offseg finetune` fits to data and model, and the trainings of epochs that it starts."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,15 @@ import torch
 import yaml
 from transformers import AutoModelForSemanticSegmentation, EomtImageProcessorPil, SegformerImageProcessorPil
 
-from offseg_hf.data.dataset import load_data
+from offseg_hf.data.dataset import label_set_of, load_data, sample_names
 from offseg_hf.data.source import DataSource
 from offseg_hf.training import loop
+from offseg_hf.training.build import load_splits
 from offseg_hf.training.finetuning import fit_recipe, look_at, sizes
 from offseg_hf.training.log import read_log
 from offseg_hf.training.loop import train
 from tests.tiny import tiny_processor
-from tests.training.tiny import write_own, write_segformer
+from tests.training.tiny import NAMES, write_own, write_segformer
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,78 @@ def test_what_is_written_wins(data, segformer, tmp_path):
     assert [term.kind for term in recipe.loss] == ["dice"]
     with pytest.raises(ValueError, match="schedule.power=2.0 has no effect"):
         fit_recipe(asked(data, segformer, "schedule.kind=cosine", "schedule.power=2"), tmp_path / "run")
+
+
+def without_validation(data: Path, groups: int = 5, frames: int = 2) -> Path:
+    """The same photos as frames of videos, in one split."""
+    for kind in ("images", "masks"):
+        shutil.rmtree(data / kind / "val")
+        (first, *others) = sorted((data / kind / "train").iterdir())
+        for index in range(groups * frames):
+            shutil.copy(first, first.with_name(f"video {'abcdefgh'[index // frames]}_{index % frames:02d}.png"))
+        for path in (first, *others):
+            path.unlink()
+    return data
+
+
+def names_of(data) -> list[str]:
+    return [Path(name).stem for name in sample_names(data)]
+
+
+def test_photos_are_held_out_where_nothing_is_to_validate_on(data, segformer, tmp_path):
+    """In whole groups, always the same, wherever the data lies; and told."""
+    recipe, lines = fit_recipe(asked(without_validation(data), segformer), tmp_path / "run")
+    assert recipe.data.validation_share == 0.2 and "data.validation_share" not in recipe.written
+    assert lines[0].startswith("data: 8 samples to train on, 3 classes, photos of 64x64; no split to validate on: ")
+    assert "whole groups: 1 of 5 with 2 of 10 photos to validate on (a group is a folder and a name" in lines[0]
+    splits = load_splits(recipe)
+    train, validation = names_of(splits.train), names_of(splits.validation)
+    assert len({name[:7] for name in validation}) == 1 and not {name[:7] for name in train} & {validation[0][:7]}
+    assert len(train) == 8 and len({*train, *validation}) == 10
+    moved = replace(recipe.data, source=str(data.rename(tmp_path / "moved")))
+    again = load_splits(replace(recipe, data=moved))
+    assert (names_of(again.train), names_of(again.validation)) == (train, validation)
+    assert again.fingerprint == splits.fingerprint
+    assert again.train[0]["image"].size == (64, 64) and label_set_of(again.validation).names == NAMES
+
+
+def test_a_share_that_is_asked_for(data, segformer, tmp_path):
+    """Of `offseg train` too; refused where there is a split, and so is a split that there is not."""
+    settings = asked(data, segformer, "data.validation_share=0.4")
+    with pytest.raises(ValueError, match=r"validation_share=0.4 has no effect, as the data has the split validation"):
+        fit_recipe(settings, tmp_path / "run")
+    without_validation(data)
+    recipe, _ = fit_recipe(settings, tmp_path / "run")
+    assert len(load_splits(recipe).validation) == 4
+    for wrong in ("data.validation_split=dev", "data.validation_share=null"):
+        with pytest.raises(ValueError, match=r"no split '(dev|validation)', it has train; data.validation_share=0.2"):
+            fit_recipe(asked(data, segformer, wrong), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"a validation_share above 0 and up to 0.5, or null, got 0.9"):
+        fit_recipe(asked(data, segformer, "data.validation_share=0.9"), tmp_path / "run")
+
+
+def test_data_without_splits_is_not_validated_on_what_it_trains_on(data, segformer, tmp_path):
+    """As `save_to_disk` writes it: whichever split is asked for is all of it."""
+    load_data(DataSource(data), "train").save_to_disk(tmp_path / "saved")
+    recipe, lines = fit_recipe(asked(tmp_path / "saved", segformer), tmp_path / "run")
+    assert lines[0].startswith("data: 5 samples to train on") and "scores are too good" in lines[0]
+    assert len(load_splits(recipe).validation) == 1
+
+
+def test_what_is_held_out_stays_so(in_process, data, segformer, tmp_path):
+    """In a training that goes on, which must not be evaluated on what it has learned."""
+    settings = asked(without_validation(data), segformer, "schedule.epochs=1")
+    recipe, _ = fit_recipe(settings, tmp_path / "run")
+    train(recipe, tmp_path / "run")
+    again, lines = fit_recipe(settings, tmp_path / "run", "auto")
+    assert again.data == recipe.data and "whole groups" in lines[0]
+    assert train(again, tmp_path / "run", "auto").iteration == 2
+    for kind in ("images", "masks"):
+        for index in range(20):
+            shutil.copy(data / kind / "train" / "video a_00.png", data / kind / "train" / f"new {index}.png")
+    again, _ = fit_recipe(settings, tmp_path / "run", "auto")
+    with pytest.raises(ValueError, match=r"expected the photos that it held out .*, as photos came or went: give it"):
+        train(again, tmp_path / "run", "auto")
 
 
 def test_rare_classes_weigh_more(data, segformer, tmp_path):

@@ -82,6 +82,29 @@ def test_another_order_and_another_number(segformer, tmp_path):
         assert len(said) == (len(kept) < len(names))
 
 
+def test_new_classes_begin_as_background(tmp_path):
+    """Where it does not stay, as anything else than the classes that do; their rows are as they were."""
+    folder = write_segformer(tmp_path / "model", ["cat", "background", "car"])
+    old = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        old.decode_head.classifier.weight.mul_(100)
+        old.decode_head.classifier.bias.add_(torch.tensor([1.0, 20.0, 30.0]))
+    old.save_pretrained(folder)
+    (weight, bias), said = (old.decode_head.classifier.weight, old.decode_head.classifier.bias), []
+    model = load_trained(str(folder), labels_of(tmp_path / "data", ("sky", "car", "tree")), {}, said.append)
+    rows, biases = model.decode_head.classifier.weight, model.decode_head.classifier.bias
+    assert torch.equal(rows[1], weight[2]) and torch.equal(biases[1], bias[2])
+    for index in (0, 2):
+        torch.testing.assert_close(rows[index], weight[1], atol=0.1, rtol=0.0)
+        torch.testing.assert_close(biases[index], bias[1])
+    assert not torch.equal(rows[0], rows[2])
+    assert said == [f"the classifier: 1 of 3 classes are {folder}'s, by name; sky, tree begin as its background"]
+    others = (("background", "sky"), ("sky", "tree"))  # where it stays, and where nothing does
+    for count, names in enumerate(others):
+        model = load_trained(str(folder), labels_of(tmp_path / str(count), names), {}, said.append)
+        assert model.decode_head.classifier.weight[1].abs().max() < 0.2 and said[-1].endswith(" anew")
+
+
 def test_a_classifier_without_names_is_taken_over_by_numbers(tmp_path):
     folder = write_segformer(tmp_path / "nameless", [f"LABEL_{index}" for index in range(3)])
     said = []

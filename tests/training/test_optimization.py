@@ -301,6 +301,17 @@ def test_optimizers_of_torch_by_name(kind):
     assert torch.allclose(model.weight, twin.weight, atol=1e-7) and torch.allclose(model.bias, twin.bias, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_eps_is_the_optimizers_own(kind, tmp_path):
+    """If nobody has said otherwise; and a recipe that was saved is read back as it is."""
+    recipe = load_recipe("offseg-t-ade", [f"optimizer.kind={kind}"])
+    model = nn.Linear(3, 2)
+    theirs = getattr(torch.optim, kind)(model.parameters()).defaults.get("eps")
+    assert build_optimizer(model, recipe).defaults.get("eps") == theirs
+    (tmp_path / "saved.yaml").write_text(recipe.dump())
+    assert load_recipe(tmp_path / "saved.yaml", ["name=offseg-t-ade"]).optimizer == recipe.optimizer
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -27,9 +27,8 @@ LONG = ("schedule.iterations=100", "training.evaluation_interval=100", "training
 
 
 def start(processes: Trainings, number: int, *arguments: str | Path) -> list[Training]:
-    """As `accelerate launch` does, but of processes that start at once."""
-    environments = [rank | {"ACCELERATE_USE_CPU": "true"} for rank in ranks(number)]
-    return [processes.start("--config", "tiny.yaml", *ALIKE, *arguments, **rank) for rank in environments]
+    """As torchrun does, but of processes that start at once; it does not say that they are to use the CPU."""
+    return [processes.start("--config", "tiny.yaml", *ALIKE, *arguments, **rank) for rank in ranks(number)]
 
 
 def launch(processes: Trainings, number: int, *arguments: str | Path) -> str:

@@ -30,6 +30,10 @@ def finetune(
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder", help="Train the rest of the model alone.")
     ] = False,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="RANK", help="Train adapters (LoRA) in the encoder, the rest whole; needs peft."),
+    ] = None,
     resume: Resume = None,
 ) -> None:
     """Fine-tune a trained model on a data set: sizes, batch, learning rates and loss are fitted to both.
@@ -50,6 +54,7 @@ def finetune(
         "schedule.epochs": ("--epochs", epochs),
         "model.offset_learning": ("--offset-learning", offset_learning or None),
         "model.freeze": ("--freeze-encoder", "encoder" if freeze_encoder else None),
+        "model.lora_rank": ("--lora", lora),
     }
     keys = [change.partition("=")[0].strip() for change in changes]
     for key, (option, value) in options.items():

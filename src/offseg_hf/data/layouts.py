@@ -127,6 +127,10 @@ def _is_like_split(word: str) -> bool:
     return any(known[0] == word[0] for known in near + turned)
 
 
+class UnknownSplitError(ValueError):
+    """The data has no such split."""
+
+
 def find_split(source: str, names: Iterable[str], split: str) -> str:
     """Return what `split` is called in `source`, whose splits have these names; ValueError if it is none of them."""
     names = list(names)
@@ -136,7 +140,7 @@ def find_split(source: str, names: Iterable[str], split: str) -> str:
     if len(found) > 1:
         raise ValueError(f"{source}: {split!r} may be any of its splits {', '.join(found)}, name one of them")
     if not found:
-        raise ValueError(f"{source}: no split {split!r}, it has {', '.join(names)}")
+        raise UnknownSplitError(f"{source}: no split {split!r}, it has {', '.join(names)}")
     return found[0]
 
 

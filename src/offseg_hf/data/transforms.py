@@ -7,16 +7,20 @@ resizing does, and Pillow cannot decode a part of a file. Source: HVision-NKU/Of
 mmseg/datasets/transforms/transforms.py; mmcv @ a8073c7, mmcv/transforms/processing.py.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from transformers.image_utils import ChannelDimension
 
 from offseg_hf.data.label_sets import IGNORE_INDEX
+from offseg_hf.data.own_function import augment
 from offseg_hf.data.photometric import distort, sample_distortion
 from offseg_hf.models.image_operations import (
     fixed_point,
@@ -34,6 +38,26 @@ CROP_TRIES = 10
 BLOCK_PIXELS = 1 << 17
 
 
+BLUR = (0.1, 2.0)  # standard deviations, in pixels
+
+
+class Rework(NamedTuple):
+    """What becomes of a crop beside flips and colors.
+
+    Args:
+        angle: in degrees, against the clock.
+        deviation: of the blur, in pixels.
+        seed: of the user's function.
+    """
+
+    angle: float = 0.0
+    deviation: float = 0.0
+    seed: int | None = None
+
+
+AS_IT_IS = Rework()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingTransform:
     """Make a training sample of an image and its label map; a call draws everything random from its generator.
@@ -48,6 +72,12 @@ class TrainingTransform:
         longest_edge: Bound of the long edge then.
         cat_max_ratio: Draw the crop again, up to ten times, while one class has this share of it or more; 1 takes any.
         flip: Probability of a horizontal flip.
+        vertical_flip: Probability of a vertical flip, for photos without an up and down.
+        rotation: Largest angle, in degrees, by which crops are turned either way; what comes in from outside of the
+            photo has no class.
+        blur: Probability of a Gaussian blur, of a standard deviation of 0.1 to 2 pixels.
+        extra: A function of your own as `module:function`, which gets each crop as uint8 (height, width, 3) and its
+            class ids (height, width) and returns both; what random, numpy.random and torch draw in it is seeded.
         photometric: Distort brightness, contrast, saturation and hue.
         mean: Mean of red, green and blue, in 0..255, that is subtracted.
         std: Standard deviation of red, green and blue, in 0..255, that is divided by.
@@ -63,6 +93,10 @@ class TrainingTransform:
     longest_edge: int = 2048
     cat_max_ratio: float = 0.75
     flip: float = 0.5
+    vertical_flip: float = 0.0
+    rotation: float = 0.0
+    blur: float = 0.0
+    extra: str | None = None
     photometric: bool = True
     mean: Sequence[float] = (123.675, 116.28, 103.53)
     std: Sequence[float] = (58.395, 57.12, 57.375)
@@ -90,6 +124,13 @@ class TrainingTransform:
                 f"expected cat_max_ratio above 0 and up to 1, and flip from 0 to 1, got {self.cat_max_ratio} and "
                 f"{self.flip}"
             )
+        for name in ("vertical_flip", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected a probability from 0 to 1 as {name}, got {getattr(self, name)}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"expected a rotation from 0 to 180 degrees, got {self.rotation}")
+        if self.extra is not None and not all(self.extra.partition(":")):
+            raise ValueError(f"expected a function as module:function as extra, got {self.extra!r}")
         if not all(deviation > 0 for deviation in self.std):
             raise ValueError(f"expected std above 0, got {self.std}")
 
@@ -117,9 +158,18 @@ class TrainingTransform:
         pixels, labels = _read_pair(image, label_map)
         height, width = labels.shape
         size = self.sample_size(height, width, rng)
-        rows, columns, labels = self._sample_crop(labels, size, rng, ignore_index)
-        if rng.random() < self.flip:
+        label_map = labels
+        rows, columns, labels = self._sample_crop(label_map, size, rng, ignore_index)
+        is_flipped = rng.random() < self.flip
+        is_turned_over = self.vertical_flip > 0 and rng.random() < self.vertical_flip
+        rework = self._sample_rework(rng)
+        if rework != AS_IT_IS:
+            pixels, labels = self._rework(pixels, label_map, size, rows, columns, rework, ignore_index)
+            size, rows, columns = labels.shape, *map(np.arange, labels.shape)
+        if is_flipped:
             columns, labels = columns[::-1], labels[:, ::-1]
+        if is_turned_over:
+            rows, labels = rows[::-1], labels[::-1]
         distortion = sample_distortion(rng) if self.photometric else None
 
         padded_labels = np.full(self.crop_size, ignore_index, np.int64)
@@ -134,6 +184,36 @@ class TrainingTransform:
             normalized -= mean
             normalized /= std
         return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(padded_labels)}
+
+    def _sample_rework(self, rng: np.random.Generator) -> Rework:
+        """Draw what a crop is made into; nothing is drawn for what is not asked for."""
+        angle = rng.uniform(-self.rotation, self.rotation) if self.rotation else 0.0
+        is_blurred = self.blur > 0 and rng.random() < self.blur
+        deviation = rng.uniform(*BLUR) if is_blurred else 0.0
+        return Rework(angle, deviation, None if self.extra is None else int(rng.integers(2**32)))
+
+    def _rework(
+        self,
+        image: np.ndarray,
+        label_map: np.ndarray,
+        size: tuple[int, int],
+        rows: np.ndarray,
+        columns: np.ndarray,
+        rework: Rework,
+        ignore_index: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make a crop, turned, blurred and by the user's function: uint8 (rows, columns, 3) and its labels."""
+        if rework.angle:
+            fill = tuple(round(value) for value in self.mean)
+            pixels, labels = rotated_crop(image, label_map, size, rows, columns, rework.angle, fill, ignore_index)
+        else:
+            pixels = _crop_of(image, size, rows, columns)
+            labels = resize_label_crop(label_map, size, rows, columns)
+        if rework.deviation:
+            pixels = np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(rework.deviation)))
+        if self.extra is not None and rework.seed is not None:
+            pixels, labels = augment(self.extra, pixels, labels, rework.seed)
+        return pixels, labels
 
     def sample_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the (height, width) that an image of this size is resized to."""
@@ -171,6 +251,64 @@ class TrainingTransform:
             if tries == 0 or _is_varied(labels, self.cat_max_ratio, ignore_index):
                 return rows, columns, labels
             tries -= 1
+
+
+def rotated_crop(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    size: tuple[int, int],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    angle: float,
+    fill: tuple[int, ...],
+    ignore_index: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute a crop of the resized image that is turned around the crop's center, and of its label map.
+
+    Args:
+        image: uint8 (height, width, 3).
+        label_map: class ids (height, width).
+        size: height and width of the whole resized image.
+        rows: of that image, ascending.
+        columns: of that image, ascending.
+        angle: in degrees, against the clock.
+        fill: color of what is outside of the photo, whose label is `ignore_index`.
+        ignore_index: the id of what is no class.
+
+    Returns:
+        uint8 (rows, columns, 3), interpolated, and labels (rows, columns), each that of the nearest pixel.
+    """
+    height, width = len(rows), len(columns)
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    reach = (abs(cosine) * height + abs(sine) * width, abs(sine) * height + abs(cosine) * width)
+    insides, around = [], []  # of rows and columns: what there is of the part that is turned into the crop
+    for lines, length, wanted in zip((rows, columns), size, reach, strict=True):
+        margin = max(math.ceil((wanted - len(lines)) / 2) + 1, 0)
+        first, last = int(lines[0]) - margin, int(lines[-1]) + margin + 1
+        insides.append(np.arange(max(first, 0), min(last, length)))
+        around.append((max(-first, 0), max(last - length, 0)))
+    pixels, labels = _crop_of(image, size, *insides), resize_label_crop(label_map, size, *insides)
+    canvas = np.empty((*(len(i) + sum(a) for i, a in zip(insides, around, strict=True)), 3), np.uint8)
+    canvas[:] = fill
+    classes = np.full(canvas.shape[:2], ignore_index, np.int32)
+    inner = tuple(slice(a[0], a[0] + len(i)) for i, a in zip(insides, around, strict=True))
+    canvas[inner], classes[inner] = pixels, labels
+    middle_y, middle_x = canvas.shape[0] / 2, canvas.shape[1] / 2
+    backward = (  # from a place in the crop to that in the canvas
+        cosine, -sine, middle_x - cosine * width / 2 + sine * height / 2,
+        sine, cosine, middle_y - sine * width / 2 - cosine * height / 2,
+    )  # fmt: skip
+    turn = partial(Image.Image.transform, size=(width, height), method=Image.Transform.AFFINE, data=backward)
+    turned = turn(Image.fromarray(canvas), resample=Image.Resampling.BILINEAR, fillcolor=fill)
+    turned_classes = turn(Image.fromarray(classes), resample=Image.Resampling.NEAREST, fillcolor=ignore_index)
+    dtype = np.result_type(label_map.dtype, np.min_scalar_type(ignore_index))
+    return np.array(turned), np.array(turned_classes).astype(dtype)
+
+
+def _crop_of(image: np.ndarray, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Compute a crop of the resized image as uint8 (rows, columns, 3)."""
+    blocks = [block for _, block in resize_crop(image, size, rows, columns)]
+    return np.ascontiguousarray(np.concatenate(blocks).swapaxes(1, 2))
 
 
 def resize_crop(

@@ -97,8 +97,9 @@ def read_training(folder: Path) -> Training:
     scores, scores_of = _evaluation(folder)
     if not scores:
         scores = next((line for line in log if line["iteration"] == iteration and "mIoU" in line), {})
-        split = recipe.get("data", {}).get("validation_split", "validation")
-        scores_of = f"On the split `{split}`, one scale, by the training at iteration {iteration}." if scores else ""
+        split, is_share = _validation_split(recipe)
+        of = f"a part of the split `{split}` that it was not trained on" if is_share else f"the split `{split}`"
+        scores_of = f"On {of}, one scale, by the training at iteration {iteration}." if scores else ""
     return Training(
         recipe=recipe,
         recipe_text=recipe_text or "",
@@ -108,6 +109,14 @@ def read_training(folder: Path) -> Training:
         scores_of=scores_of,
         environment={name: _without_place(str(value)) for name, value in environment.items()},
     )
+
+
+def _validation_split(recipe: dict[str, Any]) -> tuple[str, bool]:
+    """Return the split that a training was evaluated on, and whether that is a part that was held out of it."""
+    data = recipe.get("data", {})
+    is_share = data.get("validation_share", "null") != "null"
+    name, default = ("train_split", "train") if is_share else ("validation_split", "validation")
+    return data.get(name, default), is_share
 
 
 def shareable(recipe: str) -> str:
@@ -270,7 +279,7 @@ def _data_title(classes: list[str], source: str | None, folder: Path) -> str:
 def _eval_results(training: Training, data_id: str | None, data_title: str) -> list[EvalResult]:
     if "mIoU" not in training.scores:
         return []
-    split = training.recipe.get("data", {}).get("validation_split", "validation")
+    split, _ = _validation_split(training.recipe)
     return [
         EvalResult(
             task_type=TASK,

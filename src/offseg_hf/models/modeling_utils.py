@@ -6,16 +6,18 @@ Ours run together in batches of bounded size instead of one by one.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
@@ -25,6 +27,8 @@ from .configuration_offset import AnyBase
 from .layers import fuse
 from .offset_learning import OffsetAlignment
 
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # Windows of one shape run together until their pixels exceed this: four of 512 x 512, one of 1024 x 1024.
 MAX_PIXELS_PER_FORWARD = 1024 * 1024
@@ -47,6 +51,14 @@ class OffsetModelMixin(AnyBase):
         """
         super()._initialize_weights(module)
 
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs
+    ) -> None:
+        """Set it as of every model; batch norms, whose parts see every batch twice then, learn of it once."""
+        norms = [module for module in self.modules() if isinstance(module, BATCH_NORMS)]
+        learning_once = partial(checkpoint_learning_once, gradient_checkpointing_func, norms)
+        super()._set_gradient_checkpointing(enable, learning_once, **kwargs)
+
     def save_pretrained(self, save_directory: str | PathLike, *args, save_original_format: bool = False, **kwargs):
         """Save as every model does, with all Auto classes that the code beside the weights is for.
 
@@ -66,6 +78,42 @@ class OffsetModelMixin(AnyBase):
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         finally:
             self.__class__ = sharded
+
+
+def checkpoint_learning_once(checkpoint: Callable, norms: Sequence[nn.Module], function: Callable, *args, **kwargs):
+    """Run a part by a function of gradient checkpoints; when it is computed again, batch norms learn nothing anew.
+
+    Args:
+        checkpoint: As `torch.utils.checkpoint.checkpoint`, reentrant or not.
+        norms: Batch norms, in the part and elsewhere.
+        function: The part.
+        *args: Its arguments, and those of `checkpoint`.
+        **kwargs: The same.
+    """
+    is_again = False
+
+    def learning_once(*args, **kwargs):
+        nonlocal is_again
+        if is_again:
+            with statistics_as_they_are(norms):
+                return function(*args, **kwargs)
+        is_again = True
+        return function(*args, **kwargs)
+
+    return checkpoint(learning_once, *args, **kwargs)
+
+
+@contextmanager
+def statistics_as_they_are(norms: Sequence[Any]) -> Iterator[None]:
+    """Let batch norms use the statistics of the batch without learning them."""
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class InnerOffsetsMixin(OffsetModelMixin):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from offseg_hf.data.dataset import sample_name
+from offseg_hf.data.own_function import load_function
 from offseg_hf.data.training_set import TrainingSampler, TrainingSet
 from offseg_hf.training.build import takes_masks
 from offseg_hf.training.interruption import ignore_signals
@@ -59,6 +60,8 @@ class Batches(Iterator[tuple[Inputs, float]]):
         self._takes_masks = takes_masks(model)
         with named_settings("model.image_processor", recipe.model.image_processor):
             self._channels = require_same_pixels(recipe.augmentation, processor)
+        if recipe.augmentation.extra is not None:
+            load_function(recipe.augmentation.extra)  # an error before anything is read
         start = iteration * recipe.training.batch_size
         self._sampler = TrainingSampler(len(data), seed, start, accelerator.process_index, processes)
         self._samples = TrainingSet(data, recipe.augmentation, seed)

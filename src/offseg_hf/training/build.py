@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,9 +20,12 @@ from transformers import (
 )
 
 from offseg_hf.adaptation import apply_offset_learning
-from offseg_hf.data.dataset import label_set_of, load_data
+from offseg_hf.data.dataset import label_set_of, load_data, sample_names
+from offseg_hf.data.formats.grouping import hold_out
 from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.data.layouts import UnknownSplitError
 from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.models.modeling_utils import BATCH_NORMS, statistics_as_they_are
 from offseg_hf.training.going_on import load_trained
 from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
@@ -36,6 +42,67 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     data = load_data(recipe.data.data_source(), split)
     assert not isinstance(data, dict)
     return data
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data to train on, and to validate on.
+
+    Args:
+        held_out: how the latter was taken out of the former, in words; None if it is a split of its own.
+        fingerprint: of the names of what was held out.
+    """
+
+    train: Dataset
+    validation: Dataset
+    held_out: str | None = None
+    fingerprint: str | None = None
+
+
+class NoValidationSplitError(ValueError):
+    """There is nothing to validate on."""
+
+
+def load_splits(recipe: Recipe) -> Splits:
+    """Load the splits to train and to validate on; the latter is held out of the former by `data.validation_share`.
+
+    Raises ValueError for a share to be held out though there is a split to validate on, and for neither.
+    """
+    data, share = recipe.data, recipe.data.validation_share
+    train = load_split(recipe, data.train_split)
+    try:
+        validation = load_split(recipe, data.validation_split)
+        is_same = bool(train.cache_files) and train.cache_files == validation.cache_files  # as saved without splits
+        is_wanted = data.validation_split == data.train_split
+        missing = f"{data.source}: all is one split, to train on" if is_same and not is_wanted else None
+    except UnknownSplitError as error:
+        missing = str(error)
+    if missing is None and share is None:
+        return Splits(train, validation)
+    if missing is None:
+        raise ValueError(
+            f"data.validation_share={share:g} has no effect, as the data has the split {data.validation_split} "
+            "(data.validation_split): remove it"
+        )
+    if share is None:
+        raise NoValidationSplitError(f"{missing}; data.validation_share=0.2 holds out a fifth of it to validate on")
+    return _hold_out(train, share)
+
+
+def _hold_out(data: Dataset, share: float) -> Splits:
+    """Hold out a share of the samples, by their names below the folder that they have in common."""
+    names = [os.path.splitext(name)[0] for name in sample_names(data)]
+    if len(names) < 2:
+        raise ValueError(f"data.validation_share={share:g}: expected two photos or more, got {len(names)}")
+    if all(map(os.path.isabs, names)):
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+        names = [os.path.relpath(name, folder).replace(os.sep, "/") for name in names]
+    chosen, told = hold_out(names, share)
+    kept: tuple[list[int], list[int]] = ([], [])
+    for index, name in enumerate(names):
+        kept[name in chosen].append(index)
+    fingerprint = hashlib.sha256("\n".join(sorted(chosen)).encode()).hexdigest()
+    return Splits(data.select(kept[False]), data.select(kept[True]), told, fingerprint)
 
 
 def build_model(
@@ -106,11 +173,18 @@ def freeze(model: PreTrainedModel, recipe: Recipe) -> list[str]:
 
 
 def keep_training_mode(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Set training mode, but for a frozen encoder: norms in it keep their statistics, and nothing is dropped."""
+    """Set training mode, but for a frozen encoder: norms in it keep their statistics, and nothing is dropped.
+
+    Of an encoder with adapters the norms alone rest.
+    """
     model.train()
-    if recipe.model.freeze == "encoder":
-        for module in encoder_modules(model).values():
-            module.eval()
+    for encoder in encoder_modules(model).values():
+        if recipe.model.freeze == "encoder":
+            encoder.eval()
+        elif recipe.model.lora_rank is not None:
+            for module in encoder.modules():
+                if isinstance(module, BATCH_NORMS):
+                    module.eval()
 
 
 def takes_masks(model: PreTrainedModel) -> bool:
@@ -146,8 +220,6 @@ def settings_without_effect(recipe: Recipe, model: PreTrainedModel, processor: B
         refuse_written(recipe, key, reason)
     return [key for key, _ in found]
 
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # Settings of image processors, by the other setting that switches them off, and what it is then.
 PROCESSOR_SWITCHES = {
@@ -209,18 +281,4 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 def _contexts_of_checkpoints(model: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Return what the first and the second computation of a part run under."""
-    return nullcontext(), _statistics_as_they_are(model)
-
-
-@contextmanager
-def _statistics_as_they_are(model: nn.Module) -> Iterator[None]:
-    """Let batch norms use the statistics of the batch without learning them: they have, when it came first."""
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, count in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+    return nullcontext(), statistics_as_they_are([norm for norm in model.modules() if isinstance(norm, BATCH_NORMS)])

@@ -24,6 +24,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from offseg_hf.data.classes_json import FILE_NAME, classes_json
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.hub.training_card import STATE_FILE
+from offseg_hf.training.lora import save_model
 from offseg_hf.training.recipe import Recipe
 from offseg_hf.training.state import Progress
 from offseg_hf.training.values import described
@@ -83,7 +84,7 @@ def save_checkpoint(
 
     Args:
         folder: of the checkpoint.
-        model: of transformers.
+        model: of transformers; its adapters are merged.
         processor: the model's.
         labels: the classes, whose colors and title come with the model.
         state: of tensors and plain values.
@@ -93,7 +94,7 @@ def save_checkpoint(
     """
     with replacing(folder) as partial:
         try:
-            model.save_pretrained(partial)
+            save_model(model, partial)
             processor.save_pretrained(partial)
             (partial / FILE_NAME).write_text(classes_json(labels), encoding="utf-8")
             torch.save(state, partial / STATE_FILE)
@@ -213,6 +214,15 @@ def require_same_labels(recipe: Recipe, labels: LabelSet, state: dict[str, Any],
                 f"{now[key]}. Give it these classes again (classes.json, data.labels), or "
                 f"{_begin_another(checkpoint, recipe)}"
             )
+
+
+def require_same_held_out(recipe: Recipe, fingerprint: str | None, state: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ValueError if the photos held out are others than before: it was trained on what would be validated on."""
+    if fingerprint != state.get("held_out"):
+        raise ValueError(
+            f"{checkpoint}: expected the photos that it held out to validate on (data.validation_share), got others, "
+            f"as photos came or went: give it the data as it was, or {_begin_another(checkpoint, recipe)}"
+        )
 
 
 def _labels_of_config(checkpoint: Path) -> dict[str, Any]:

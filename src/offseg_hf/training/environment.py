@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 import accelerate
+import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
@@ -83,7 +84,12 @@ def make_accelerator(precision: str, tracker: str | None, output: Path) -> Accel
     """
     once = GradientAccumulationPlugin(num_steps=1)  # or ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide gradients
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=tracker, project_dir=output, gradient_accumulation_plugin=once
+        # Without being told, accelerate takes several processes on CPUs, as of torchrun, for as many single ones.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir=output,
+        gradient_accumulation_plugin=once,
     )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.mixed_precision=fp16 needs a GPU, got a CPU: take bf16 or no")

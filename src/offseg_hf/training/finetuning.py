@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,10 @@ from transformers import (
 
 from offseg_hf.data.check import SHOWN_CLASSES, SplitReport
 from offseg_hf.data.dataset import label_set_of
+from offseg_hf.data.formats.grouping import SHARE
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.hub.training_card import RECIPE_FILE
-from offseg_hf.training.build import load_split
+from offseg_hf.training.build import NoValidationSplitError, Splits, load_splits
 from offseg_hf.training.checkpoint import find_resumable
 from offseg_hf.training.environment import launched_precision
 from offseg_hf.training.pixels import pixel_arithmetic
@@ -52,6 +53,7 @@ OF_MASKS = {
 }
 # What is fitted, which a training that goes on keeps.
 FITTED = {
+    "data": ("validation_share",),
     "augmentation": ("crop_size", "scale", "mean", "std"),
     "optimizer": tuple(OF_MASKS),
     "schedule": ("warmup_iterations",),
@@ -67,11 +69,13 @@ class Facts:
         num_samples: to train on.
         size: height and width, their medians.
         report: of the pixels of each class.
+        held_out: how photos to validate on were taken out of them, in words; None if there is a split of them.
     """
 
     num_samples: int
     size: tuple[int, int]
     report: SplitReport
+    held_out: str | None = None
 
     def rare_classes(self) -> list[str]:
         """Return the names of the classes that are there, with a small part of an equal share of the pixels."""
@@ -97,14 +101,38 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     checkpoint = asked.model.checkpoint
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    facts = look_at(load_split(asked, asked.data.train_split))
+    splits, share = load_fitting(asked, None if saved is None else saved["data"].get("validation_share"))
+    facts = replace(look_at(splits.train), held_out=splits.held_out)
     if saved is None:
-        fitted = fit(asked, facts, config, processor)
+        fitted = fit(asked, facts, config, processor) | {"data": {"validation_share": share}}
     else:
-        fitted = {section: {name: saved[section][name] for name in names} for section, names in FITTED.items()}
+        kept = {section: [name for name in names if name in saved[section]] for section, names in FITTED.items()}
+        fitted = {section: {name: saved[section][name] for name in names} for section, names in kept.items()}
         fitted["loss"] = saved.get("loss", [])
     recipe = load_recipe(FINETUNE, overrides, fitted)
     return recipe, in_words(recipe, facts)
+
+
+def load_fitting(recipe: Recipe, share: float | None) -> tuple[Splits, float | None]:
+    """Load the data, of which a share is held out where there is no split to validate on; returns that share.
+
+    Args:
+        recipe: as it is asked for; a share or a split that its user wrote is taken as it is.
+        share: of a training that goes on.
+    """
+    is_written = {"data.validation_share", "data.validation_split"} & recipe.written
+    if share is not None and not is_written:
+        recipe = _with_share(recipe, share)
+    try:
+        return load_splits(recipe), recipe.data.validation_share
+    except NoValidationSplitError:
+        if is_written:
+            raise
+        return load_splits(_with_share(recipe, SHARE)), SHARE
+
+
+def _with_share(recipe: Recipe, share: float) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, validation_share=share))
 
 
 def look_at(data: Dataset) -> Facts:
@@ -140,6 +168,8 @@ def fit(recipe: Recipe, facts: Facts, config: PreTrainedConfig, processor: BaseI
     length = recipe.schedule.in_iterations(epoch).length
     masks = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     optimizer: dict[str, Any] = dict(OF_MASKS) if masks else {}
+    if recipe.model.lora_rank is not None:  # adapters begin anew, as the head
+        optimizer["encoder_multiplier"] = optimizer.get("head_multiplier", recipe.optimizer.head_multiplier)
     base = optimizer.get("learning_rate", recipe.optimizer.learning_rate)
     optimizer["learning_rate"] = float(f"{base * math.sqrt(batch / BATCHES[-1]):.2g}")
     fitted: dict[str, Any] = {
@@ -210,10 +240,11 @@ def in_words(recipe: Recipe, facts: Facts) -> list[str]:
         resized = f"resized to {max(augmentation.scale)}x{min(augmentation.scale)}, times {low:g} to {high:g}"
     every = training.evaluation_interval
     patience = "" if training.patience is None else f", and the end after {training.patience} without a better mIoU"
-    has_encoder = recipe.model.freeze is None
+    rank = recipe.model.lora_rank
+    part = "the encoder" if rank is None else f"adapters in the encoder (LoRA, rank {rank})"
     rates = f"{optimizer.learning_rate * optimizer.head_multiplier:.2g} for the head, " + (
-        f"{optimizer.learning_rate * optimizer.encoder_multiplier:.2g} for the encoder"
-        if has_encoder
+        f"{optimizer.learning_rate * optimizer.encoder_multiplier:.2g} for {part}"
+        if recipe.model.freeze is None
         else "the encoder frozen"
     )
     average = "no averaged weights" if training.ema_decay is None else f"averaged weights (EMA {training.ema_decay:g})"
@@ -223,9 +254,10 @@ def in_words(recipe: Recipe, facts: Facts) -> list[str]:
     weighted = any(term.class_weights for term in recipe.loss)
     names = ", ".join(rare[:SHOWN_CLASSES]) + (", ..." if len(rare) > SHOWN_CLASSES else "")
     about = f"rare classes: {names}" if rare else "no class is rare"
+    held_out = "" if facts.held_out is None else f"; no split to validate on: {facts.held_out}"
     return [
         f"data: {facts.num_samples} samples to train on, {len(report.labels)} classes, "
-        f"photos of {facts.size[1]}x{facts.size[0]}",
+        f"photos of {facts.size[1]}x{facts.size[0]}{held_out}",
         f"size: photos {resized}, in crops of {width}x{height}",
         f"length: {length} iterations of {training.batch_size} samples, {epoch} an epoch; an evaluation "
         f"{'each epoch' if every is None else f'every {every} iterations'}{patience}",

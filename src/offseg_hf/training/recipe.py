@@ -86,6 +86,9 @@ class ModelRecipe:
         offset_learning: Put offset learning in the place of the checkpoint's classifier, which it continues.
         freeze: Keep the encoder as it is: its weights get no gradients, its norms keep their statistics, and nothing
             in it is dropped at random.
+        lora_rank: Rank of low-rank adapters (LoRA) in the encoder of the checkpoint, whose own weights stay as they
+            are; the rest trains whole. What is saved has them merged. Needs peft.
+        lora_alpha: Scale of the adapters times their rank; null for the rank.
     """
 
     preset: str | None = None
@@ -95,8 +98,20 @@ class ModelRecipe:
     image_processor: dict[str, Any] = field(default_factory=dict)
     offset_learning: bool = False
     freeze: Literal["encoder"] | None = None
+    lora_rank: int | None = None
+    lora_alpha: int | None = None
 
     def __post_init__(self):
+        for name in ("lora_rank", "lora_alpha"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} above 0, or null", value)
+        if self.lora_rank is not None and self.freeze is not None:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} adapts the encoder, which freeze={self.freeze} leaves as it is: remove "
+                "one of them"
+            )
+        if self.lora_rank is not None and self.checkpoint is None:
+            raise ValueError(f"expected checkpoint, whose encoder lora_rank={self.lora_rank} adapts, got none")
         for name in ("pretrained", "checkpoint"):
             _expand_home(self, name)
         if self.preset is None and self.checkpoint is None:
@@ -129,6 +144,8 @@ class DataRecipe:
         revision: Branch, tag or commit of the data set on the Hub.
         train_split: The split to train on.
         validation_split: The split to evaluate on during the training.
+        validation_share: Share of the photos of `train_split` that is held out to evaluate on, in whole groups of
+            frames, where the data has no `validation_split`.
         image_column: Column of the images, if it is not `image`.
         label_column: Column of the label maps, if it is not `label`.
         labels: The classes, if they do not come with the data: ade, cityscapes, cocostuff, context59 or a
@@ -141,6 +158,7 @@ class DataRecipe:
     revision: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
+    validation_share: float | None = None
     image_column: str | None = None
     label_column: str | None = None
     labels: str | None = None
@@ -149,6 +167,8 @@ class DataRecipe:
     def __post_init__(self):
         for name in ("source", "labels"):
             _expand_home(self, name)
+        share = self.validation_share
+        require(share is None or 0 < share <= 0.5, "a validation_share above 0 and up to 0.5, or null", share)
         require(self.num_workers >= 0, "num_workers of 0 or more", self.num_workers)
 
     def data_source(self) -> DataSource:
@@ -167,7 +187,7 @@ class OptimizerRecipe:
         learning_rate: The learning rate after the warm-up, before multipliers.
         weight_decay: Decoupled weight decay, of the weights that decay.
         betas: Decay rates of the gradient's moments.
-        eps: Term that keeps the division stable.
+        eps: Term that keeps the division stable; null for the optimizer's own, such as 1e-8 of AdamW.
         options: Other arguments of the optimizer, such as {momentum: 0.9, nesterov: true} of SGD.
         encoder_multiplier: Multiplies the learning rate of the encoder.
         head_multiplier: Multiplies the learning rate of everything else.
@@ -180,7 +200,7 @@ class OptimizerRecipe:
     learning_rate: float
     weight_decay: float
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    eps: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     encoder_multiplier: float = 1.0
     head_multiplier: float = 1.0
@@ -191,7 +211,9 @@ class OptimizerRecipe:
         require(self.learning_rate > 0, "a learning_rate above 0", self.learning_rate)
         require(self.weight_decay >= 0, "a weight_decay of 0 or more", self.weight_decay)
         require(all(0 <= beta < 1 for beta in self.betas), "betas in [0, 1)", self.betas)
-        require(self.eps > 0, "an eps above 0", self.eps)
+        if self.eps is None and self.takes("eps"):
+            object.__setattr__(self, "eps", self.arguments()["eps"])
+        require(self.eps is None or self.eps > 0, "an eps above 0", self.eps)
         multipliers = (self.encoder_multiplier, self.head_multiplier, self.offset_multiplier)
         require(min(multipliers) >= 0, "multipliers of 0 or more", multipliers)
         learns = max(self.encoder_multiplier, self.head_multiplier) > 0
@@ -589,6 +611,8 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"optimizer.{name}", f"optimizer.kind={optimizer.kind} takes none"
     if recipe.model.checkpoint is None:
         yield "model.offset_learning", "the model of a preset has it already"
+    if recipe.model.lora_rank is None:
+        yield "model.lora_alpha", "there are no adapters without model.lora_rank"
     if recipe.model.freeze == "encoder":
         yield "optimizer.encoder_multiplier", "model.freeze=encoder leaves the encoder as it is"
     if recipe.augmentation.scale is None:

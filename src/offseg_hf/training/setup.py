@@ -23,12 +23,13 @@ from offseg_hf.data.dataset import label_set_of
 from offseg_hf.evaluation import evaluate_model
 from offseg_hf.training.batches import Batches, device_batch_size
 from offseg_hf.training.build import (
+    Splits,
     build_model,
     checkpoint_activations,
     depends_on_device_batch,
     freeze,
     keep_training_mode,
-    load_split,
+    load_splits,
     require_something_to_learn,
     settings_without_effect,
     synchronize_batch_norms,
@@ -42,11 +43,13 @@ from offseg_hf.training.checkpoint import (
     find_resumable,
     label_facts,
     load_state,
+    require_same_held_out,
     require_same_labels,
     require_same_recipe,
 )
 from offseg_hf.training.environment import check_launcher, launcher_notes, make_accelerator, mixed_precision
 from offseg_hf.training.log import check_tracker
+from offseg_hf.training.lora import add_adapters, require_peft
 from offseg_hf.training.losses import build_loss
 from offseg_hf.training.optimization import build_optimizer
 from offseg_hf.training.recipe import Recipe, ScheduleRecipe
@@ -64,6 +67,7 @@ class Training:
     """One process's part of a training, set up to run.
 
     Args:
+        held_out: fingerprint of what was held out of the training data to validate on, if the recipe says so.
         wrapped_model: the model as the processes train it together.
         loss: of logits and labels, by the recipe; None for the model's own.
         schedule: the recipe's, in iterations.
@@ -79,6 +83,7 @@ class Training:
     accelerator: Accelerator
     train_data: Dataset
     validation_data: Dataset
+    held_out: str | None
     model: PreTrainedModel
     processor: BaseImageProcessor
     average: WeightAverage[PreTrainedModel] | None
@@ -131,6 +136,7 @@ class Training:
             "epoch": self.epoch,
             "labels": label_facts(label_set_of(self.train_data)),
             "samples": len(self.train_data),
+            "held_out": self.held_out,
             "device_batch": self.batches.size,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -148,7 +154,10 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     notes += launcher_notes(os.environ)
     if recipe.left_out:
         notes.append(f"left out, as it does not apply: {', '.join(recipe.left_out)}")
-    train_data, validation_data = load_data(recipe, resumed)
+    data = load_data(recipe, resumed)
+    train_data = data.train
+    if data.held_out is not None and not any(data.held_out in note for note in notes):
+        notes.append(f"no split to validate on: {data.held_out}")
     schedule, epoch = count_iterations(recipe, train_data, resumed)
     if resumed is None and (note := first_look(train_data)):
         notes.append(note)
@@ -170,7 +179,8 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
         output=output,
         accelerator=accelerator,
         train_data=train_data,
-        validation_data=validation_data,
+        validation_data=data.validation,
+        held_out=data.fingerprint,
         model=model,
         processor=processor,
         average=average,
@@ -197,6 +207,8 @@ def start_process(recipe: Recipe, output: Path, stack: ExitStack) -> tuple[Recip
     precision = mixed_precision(recipe.training.mixed_precision, os.environ)
     recipe = replace(recipe, training=replace(recipe.training, mixed_precision=precision))
     check_tracker(recipe.training.report_to)
+    if recipe.model.lora_rank is not None:
+        require_peft()
     tracker = None if recipe.training.report_to == "none" else recipe.training.report_to
     accelerator = make_accelerator(precision, tracker, output)
     torch.backends.cudnn.benchmark = True  # all crops are of one size
@@ -220,18 +232,19 @@ def find_resumed(recipe: Recipe, output: Path, resume: str | Path | None, accele
     return Resumed(folder, state)
 
 
-def load_data(recipe: Recipe, resumed: Resumed | None) -> tuple[Dataset, Dataset]:
+def load_data(recipe: Recipe, resumed: Resumed | None) -> Splits:
     """Load the splits to train and to validate on, with the same classes, of which there must be some in either."""
-    data = recipe.data
-    train_data, validation_data = load_split(recipe, data.train_split), load_split(recipe, data.validation_split)
-    labels = label_set_of(train_data)
-    if label_set_of(validation_data).names != labels.names:
+    data, splits = recipe.data, load_splits(recipe)
+    labels = label_set_of(splits.train)
+    if label_set_of(splits.validation).names != labels.names:
         raise ValueError("expected one list of classes in training and validation data, got two different ones")
     if resumed is not None:
         require_same_labels(recipe, labels, resumed.state, resumed.folder)
-    require_something_to_learn(train_data, f"data.train_split={data.train_split}")
-    require_something_to_learn(validation_data, f"data.validation_split={data.validation_split}")
-    return train_data, validation_data
+        require_same_held_out(recipe, splits.fingerprint, resumed.state, resumed.folder)
+    require_something_to_learn(splits.train, f"data.train_split={data.train_split}")
+    of = "split" if splits.held_out is None else "share"
+    require_something_to_learn(splits.validation, f"data.validation_{of}={getattr(data, f'validation_{of}')}")
+    return splits
 
 
 def count_iterations(recipe: Recipe, data: Dataset, resumed: Resumed | None) -> tuple[ScheduleRecipe, int]:
@@ -272,6 +285,8 @@ def make_model(
         notes.append(f"left out, as it does not apply to this model: {', '.join(inherited)}")
     if resumed is None and recipe.model.pretrained is not None:
         load_pretrained(model, recipe.model.pretrained)
+    if recipe.model.lora_rank is not None:
+        add_adapters(model, recipe.model.lora_rank, recipe.model.lora_alpha)
     if resting := freeze(model, recipe):
         notes.append(f"do not learn, as `loss` takes the logits alone: {', '.join(resting)}")
     return model, processor

@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 
 
-SHARE = 5  # one of so many photos is to validate on
-LARGEST = 2 / SHARE  # share of the photos that a group to validate on may have
+SHARE = 0.2  # of the photos is to validate on
+RULE = "a group is a folder and a name without the number at its end"
 
 
 def without_upload_prefix(name: str) -> str:
@@ -31,13 +31,26 @@ def split_by_groups(names: Sequence[str]) -> tuple[dict[str, str], str]:
     Returns:
         The split by name, the same whenever and wherever, and a sentence for the user.
     """
+    if len(names) < 2:
+        return dict.fromkeys(names, "train"), "no split: one photo, to train on"
+    chosen, told = hold_out(names)
+    return {name: "validation" if name in chosen else "train" for name in names}, f"the source has no split; {told}"
+
+
+def hold_out(names: Sequence[str], share: float = SHARE) -> tuple[set[str], str]:
+    """Choose whole groups of photos to validate on; without groups to tell apart the last ones.
+
+    Args:
+        names: of two photos or more, with their folders, without ending.
+        share: of the photos that is wanted, up to a half.
+
+    Returns:
+        The names chosen, the same whenever and wherever, and how they were found in words.
+    """
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(group_of(name), []).append(name)
-    wanted = max(1, round(len(names) / SHARE))
-    rule = "a group is a folder and a name without the number at its end"
-    if len(names) < 2:
-        return dict.fromkeys(names, "train"), "no split: one photo, to train on"
+    wanted = max(1, round(len(names) * share))
     taken: list[str] = []
     count = 0
     if len(groups) > 1:
@@ -48,21 +61,19 @@ def split_by_groups(names: Sequence[str]) -> tuple[dict[str, str], str]:
                 count += len(groups[group])
         if not taken:
             smallest = min(by_hash, key=lambda group: len(groups[group]))
-            if len(groups[smallest]) <= LARGEST * len(names):
+            if len(groups[smallest]) <= min(2 * share, 0.5) * len(names):
                 taken, count = [smallest], len(groups[smallest])
     if taken:
-        chosen = {name for group in taken for name in groups[group]}
         told = (
-            f"whole groups: {len(taken)} of {len(groups)} with {count} of {len(names)} photos to validate on ({rule})"
+            f"whole groups: {len(taken)} of {len(groups)} with {count} of {len(names)} photos to validate on ({RULE})"
         )
-    else:
-        ordered = sorted(names, key=_natural)
-        chosen, kinds = {*ordered[-wanted:]}, "one group" if len(groups) == 1 else f"{len(groups)} groups, too large"
-        told = (
-            f"no groups to tell apart ({kinds}; {rule}): the last {wanted} of {len(names)} photos by name and number "
-            "are to validate on; if they are frames of one video, scores are too good"
-        )
-    return {name: "validation" if name in chosen else "train" for name in names}, f"the source has no split; {told}"
+        return {name for group in taken for name in groups[group]}, told
+    kinds = "one group" if len(groups) == 1 else f"{len(groups)} groups, too large"
+    told = (
+        f"no groups to tell apart ({kinds}; {RULE}): the last {wanted} of {len(names)} photos by name and number "
+        "are to validate on; if they are frames of one video, scores are too good"
+    )
+    return {*sorted(names, key=_natural)[-wanted:]}, told
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
