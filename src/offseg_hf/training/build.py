@@ -21,7 +21,7 @@ from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.models.layers import FixedBatchNorm2d
 from offseg_hf.training.going_on import load_trained
-from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of
+from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of, without_effect
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
 from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class, register
@@ -97,6 +97,8 @@ def freeze(model: PreTrainedModel, recipe: Recipe) -> list[str]:
             raise ValueError(f"model.freeze=encoder: nothing in this {type(model).__name__} is known as its encoder")
         for module in encoder.values():
             module.requires_grad_(False)
+    for _, parameter in without_effect(model):  # which processes that train together would wait for
+        parameter.requires_grad_(False)
     if not recipe.loss or takes_masks(model):
         return []
     heads = {name: module for name, module in model.named_modules() if name.split(".")[-1].startswith("auxiliary")}
@@ -180,7 +182,8 @@ def depends_on_device_batch(model: PreTrainedModel) -> bool:
         return True
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     learns = any(not isinstance(norm, FixedBatchNorm2d) for norm in norms)
-    settings = model.config.to_dict().items()
+    parts = (model.config.to_dict(), model.config.to_dict().get("backbone_config") or {})
+    settings = [item for part in parts for item in part.items()]
     rates = [value for name, value in settings if "drop" in name and isinstance(value, int | float)]
     return learns or any(rate > 0 for rate in rates)
 
