@@ -55,6 +55,7 @@ def test_offseg_with_its_encoder_frozen(things, tmp_path):
     [
         (("--epochs", "2", "schedule.epochs=3"), 2, "expected schedule.epochs once, got --epochs and schedule.epochs"),
         (("--model", "offseg-t-ade"), 2, "expected a trained model, got the preset offseg-t-ade, which is an archi"),
+        (("--backbone", "dinov2"), 2, "expected --model or --backbone, got --model and --backbone"),
         (("offseg-t-ade",), 2, "expected settings as key=value, got offseg-t-ade"),
         (("training.patients=3",), 1, "unknown key training.patients (did you mean training.patience?)"),
         (("--offset-learning",), 1, "model.offset_learning=true does not go with"),

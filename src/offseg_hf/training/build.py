@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -19,7 +20,10 @@ from transformers import (
 from offseg_hf.adaptation import apply_offset_learning
 from offseg_hf.data.dataset import label_set_of, load_data
 from offseg_hf.data.label_sets import LabelSet
+from offseg_hf.models.configuration_offseg import OffSegConfig
+from offseg_hf.models.image_processing_offseg import OffSegImageProcessor
 from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.models.modeling_offseg import OffSegForSemanticSegmentation
 from offseg_hf.training.going_on import load_trained
 from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of, without_effect
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
@@ -41,7 +45,7 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 def build_model(
     recipe: Recipe, labels: LabelSet, say: Callable[[str], None] = lambda message: None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Build the model, with random weights or those of `model.checkpoint`, and its image processor.
+    """Build the model, with random weights or those of its checkpoint or its backbone, and its image processor.
 
     Args:
         recipe: of the training.
@@ -58,6 +62,8 @@ def build_model(
         "semantic_loss_ignore_index": labels.ignore_index,
     }
     checkpoint, changes = recipe.model.checkpoint, recipe.model.image_processor
+    if recipe.model.backbone is not None:
+        return build_on_backbone(recipe, classes), processor_on_backbone(recipe)
     if checkpoint is None:
         with named_settings("model.config", recipe.model.config):
             config = recipe.model_config(**classes)
@@ -75,6 +81,26 @@ def build_model(
     if recipe.model.offset_learning:
         model = with_offset_learning(model, checkpoint)
     return model, processor
+
+
+def build_on_backbone(recipe: Recipe, classes: Mapping[str, Any]) -> PreTrainedModel:
+    """Build OffSeg on the trained `model.backbone`; raises ValueError and OSError for what is none."""
+    kinds = {item.name: item.type for item in fields(OffSegConfig)}
+    require_known(recipe.model.config, list(kinds), "model.config.")
+    changes = check_settings("model.config", recipe.model.config, kinds)
+    with named_settings("model.config", changes):
+        model = OffSegForSemanticSegmentation.from_backbone(recipe.model.backbone, **classes, **changes)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # as of a checkpoint
+    return model
+
+
+def processor_on_backbone(recipe: Recipe) -> BaseImageProcessor:
+    """Build the image processor of a model on `model.backbone`, with the recipe's changes."""
+    kinds = OffSegImageProcessor.valid_kwargs.__annotations__
+    require_known(recipe.model.image_processor, list(OffSegImageProcessor().to_dict()), "model.image_processor.")
+    changes = check_settings("model.image_processor", recipe.model.image_processor, kinds)
+    return OffSegImageProcessor.from_backbone(recipe.model.backbone, **changes)
 
 
 def with_offset_learning(model: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:

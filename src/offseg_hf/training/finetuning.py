@@ -23,7 +23,8 @@ from offseg_hf.data.check import SHOWN_CLASSES, SplitReport
 from offseg_hf.data.dataset import label_set_of
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.hub.training_card import RECIPE_FILE
-from offseg_hf.training.build import load_split
+from offseg_hf.models.configuration_offseg import OffSegConfig
+from offseg_hf.training.build import load_split, processor_on_backbone
 from offseg_hf.training.checkpoint import find_resumable
 from offseg_hf.training.environment import launched_precision
 from offseg_hf.training.pixels import pixel_arithmetic
@@ -83,7 +84,8 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     """Make the recipe to fine-tune by, and five lines that say what it is.
 
     Args:
-        overrides: `key=value`, with the model (`model.checkpoint`) and the data (`data.source`); they win.
+        overrides: `key=value`, with the model (`model.checkpoint` or `model.backbone`) and the data (`data.source`);
+            they win.
         output: folder of the training.
         resume: as of `train`; a training that goes on keeps what was fitted when it began.
 
@@ -94,9 +96,7 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     register()
     asked = load_recipe(FINETUNE, overrides)
     saved = _saved(output.expanduser(), resume)
-    checkpoint = asked.model.checkpoint
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    config, processor = model_parts(asked)
     facts = look_at(load_split(asked, asked.data.train_split))
     if saved is None:
         fitted = fit(asked, facts, config, processor)
@@ -105,6 +105,15 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
         fitted["loss"] = saved.get("loss", [])
     recipe = load_recipe(FINETUNE, overrides, fitted)
     return recipe, in_words(recipe, facts)
+
+
+def model_parts(recipe: Recipe) -> tuple[PreTrainedConfig, BaseImageProcessor]:
+    """Return a configuration of the model's kind, and its image processor."""
+    if recipe.model.backbone is not None:
+        return OffSegConfig(), processor_on_backbone(recipe)
+    checkpoint = recipe.model.checkpoint
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    return config, AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
 
 
 def look_at(data: Dataset) -> Facts:
