@@ -8,7 +8,6 @@ in the encoder's place: pyramids as they are, plain ViTs through a simple featur
 """
 
 import math
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
@@ -296,7 +295,7 @@ def load_backbone(name: str | PathLike, out_indices: Sequence[int] | None) -> Pr
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if not os.path.isdir(name) and is_timm_available():
+        if "/" not in name and is_timm_available():
             return load_timm_backbone(name, out_indices)
         reason = " ".join(str(error).split())
         raise OSError(
