@@ -71,7 +71,6 @@ def rows_of(title: str, backbone: Callable[[], PreTrainedConfig], side: int, rep
             f"{name}, {title}",
             f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
             f"{macs[name] / 1e9:.1f}",
-            f"{1000 * seconds[name]:.0f}",
             f"{seconds[name] / seconds['UperNet']:.2f}",
         ]
         for name, model in models.items()
@@ -92,7 +91,7 @@ def main(
     """Print the table, a backbone at a time."""
     torch.set_num_threads(threads)
     print(f"{machine()}, {side} x {side} pixels\n")
-    header = ["model", "parameters", "GMACs", "ms", "time beside UperNet"]
+    header = ["model", "parameters", "GMACs", "time beside UperNet"]
     rows: list[list[object]] = []
     for name, (title, backbone) in BACKBONES.items():
         if only in (None, name):

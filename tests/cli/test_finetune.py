@@ -68,6 +68,13 @@ def test_errors_are_one_line(things, tmp_path, arguments, code, message):
     assert message in result.stderr.splitlines()[-1]
 
 
+def test_what_is_no_backbone(things, tmp_path):
+    arguments = ("--data", things / "scenes", "--backbone", things / "scenes", "--output", tmp_path / "run")
+    assert_one_line(offseg("finetune", *arguments), "scenes: expected an image processor", "pass the image_mean")
+    result = offseg("finetune", "--data", things / "scenes")
+    assert result.returncode == 2 and "expected --model or --backbone, got neither" in result.stderr
+
+
 def test_two_processes_fine_tune_together(things, tmp_path):
     """What was chosen is told once."""
     script = "import os, runpy, sys; os.environ['ACCELERATE_USE_CPU'] = 'true'; sys.argv[0] = 'offseg'; "

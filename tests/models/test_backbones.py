@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,6 +211,13 @@ def test_remote_code(models, tmp_path):
         logits, weights = torch.load(tmp_path / name / "outputs.pt")
         assert_same_outputs(logits, models[name](images(1, 3, *ODD)).logits)
         assert_same_weights(weights, models[name])
+
+
+@pytest.mark.slow
+def test_backbones_of_timm(tmp_path):
+    if not (Path(sys.prefix) / "timm" / "timm").is_dir():
+        pytest.skip("timm is not installed: make test does that")
+    subprocess.run([sys.executable, Path(__file__).with_name("timm_backbones.py"), tmp_path], check=True)
 
 
 # -- from a trained backbone ------------------------------------------------------------------------------------------
