@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,9 +122,10 @@ class OffSegBackbone(EfficientFormerV2Backbone):
     _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
     def __init__(self, config: OffSegConfig):
-        if config.backbone_config is not None:
+        backbone: Any = config.backbone_config
+        if backbone is not None:
             raise ValueError(
-                f"this OffSeg has a {config.backbone_config.model_type} of transformers as its encoder: expected one "
+                f"this OffSeg has a {backbone.model_type} of transformers as its encoder: expected one "
                 "with an EfficientFormerV2; take the encoder of the whole model"
             )
         super().__init__(config)
@@ -141,8 +143,9 @@ class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedM
             self.encoder = build_encoder(config)
             channels = config.hidden_sizes
         else:
-            self.encoder = AutoBackbone.from_config(config.backbone_config)
-            self.feature_pyramid = FeaturePyramid(self.encoder.channels, patch_size_of(self.encoder))
+            backbone: Any = AutoBackbone.from_config(config.backbone_config)
+            self.encoder = backbone
+            self.feature_pyramid = FeaturePyramid(backbone.channels, patch_size_of(backbone))
             channels = self.feature_pyramid.channels
         pixel_decoder = FreqFusionPixelDecoder if config.pixel_decoder == "freqfusion" else MlpPixelDecoder
         self.pixel_decoder = pixel_decoder(channels, config.lateral_channels, config.decoder_hidden_size)

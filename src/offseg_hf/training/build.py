@@ -62,8 +62,8 @@ def build_model(
         "semantic_loss_ignore_index": labels.ignore_index,
     }
     checkpoint, changes = recipe.model.checkpoint, recipe.model.image_processor
-    if recipe.model.backbone is not None:
-        return build_on_backbone(recipe, classes), processor_on_backbone(recipe)
+    if (backbone := recipe.model.backbone) is not None:
+        return build_on_backbone(backbone, recipe, classes), processor_on_backbone(backbone, recipe)
     if checkpoint is None:
         with named_settings("model.config", recipe.model.config):
             config = recipe.model_config(**classes)
@@ -83,24 +83,24 @@ def build_model(
     return model, processor
 
 
-def build_on_backbone(recipe: Recipe, classes: Mapping[str, Any]) -> PreTrainedModel:
-    """Build OffSeg on the trained `model.backbone`; raises ValueError and OSError for what is none."""
+def build_on_backbone(backbone: str, recipe: Recipe, classes: Mapping[str, Any]) -> PreTrainedModel:
+    """Build OffSeg on a trained backbone; raises ValueError and OSError for what is none."""
     kinds = {item.name: item.type for item in fields(OffSegConfig)}
     require_known(recipe.model.config, list(kinds), "model.config.")
     changes = check_settings("model.config", recipe.model.config, kinds)
     with named_settings("model.config", changes):
-        model = OffSegForSemanticSegmentation.from_backbone(recipe.model.backbone, **classes, **changes)
+        model = OffSegForSemanticSegmentation.from_backbone(backbone, **classes, **changes)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()  # as of a checkpoint
     return model
 
 
-def processor_on_backbone(recipe: Recipe) -> BaseImageProcessor:
-    """Build the image processor of a model on `model.backbone`, with the recipe's changes."""
+def processor_on_backbone(backbone: str, recipe: Recipe) -> BaseImageProcessor:
+    """Build the image processor of a model on a backbone, with the recipe's changes."""
     kinds = OffSegImageProcessor.valid_kwargs.__annotations__
     require_known(recipe.model.image_processor, list(OffSegImageProcessor().to_dict()), "model.image_processor.")
     changes = check_settings("model.image_processor", recipe.model.image_processor, kinds)
-    return OffSegImageProcessor.from_backbone(recipe.model.backbone, **changes)
+    return OffSegImageProcessor.from_backbone(backbone, **changes)
 
 
 def with_offset_learning(model: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:

@@ -109,8 +109,8 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
 
 def model_parts(recipe: Recipe) -> tuple[PreTrainedConfig, BaseImageProcessor]:
     """Return a configuration of the model's kind, and its image processor."""
-    if recipe.model.backbone is not None:
-        return OffSegConfig(), processor_on_backbone(recipe)
+    if (backbone := recipe.model.backbone) is not None:
+        return OffSegConfig(), processor_on_backbone(backbone, recipe)
     checkpoint = recipe.model.checkpoint
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     return config, AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)

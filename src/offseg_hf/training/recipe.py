@@ -108,10 +108,10 @@ class ModelRecipe:
         if self.preset is not None:
             get_preset(self.preset)
         others = {name: getattr(self, name) for name in ("preset", "pretrained", "checkpoint")}
-        given = [f"model.{name}={value}" for name, value in others.items() if value is not None]
-        if self.backbone is not None and given:
+        starts = [f"model.{name}={value}" for name, value in others.items() if value is not None]
+        if self.backbone is not None and starts:
             raise ValueError(
-                f"model.backbone={self.backbone} is what a new model is built on, beside which {' and '.join(given)} "
+                f"model.backbone={self.backbone} is what a new model is built on, beside which {' and '.join(starts)} "
                 "would have no effect: remove the latter, or model.backbone"
             )
         beside = {name: getattr(self, name) for name in ("preset", "pretrained") if getattr(self, name) is not None}
