@@ -56,6 +56,7 @@ def test_offseg_with_its_encoder_frozen(things, tmp_path):
     [
         (("--epochs", "2", "schedule.epochs=3"), 2, "expected schedule.epochs once, got --epochs and schedule.epochs"),
         (("--model", "offseg-t-ade"), 2, "expected a trained model, got the preset offseg-t-ade, which is an archi"),
+        (("--backbone", "dinov2"), 2, "expected --model or --backbone, got --model and --backbone"),
         (("offseg-t-ade",), 2, "expected settings as key=value, got offseg-t-ade"),
         (("training.patients=3",), 1, "unknown key training.patients (did you mean training.patience?)"),
         (("--offset-learning",), 1, "model.offset_learning=true does not go with"),
@@ -66,6 +67,13 @@ def test_errors_are_one_line(things, tmp_path, arguments, code, message):
     result = finetune(things, "offseg", tmp_path / "run", *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_what_is_no_backbone(things, tmp_path):
+    arguments = ("--data", things / "scenes", "--backbone", things / "scenes", "--output", tmp_path / "run")
+    assert_one_line(offseg("finetune", *arguments), "scenes: expected an image processor", "pass the image_mean")
+    result = offseg("finetune", "--data", things / "scenes")
+    assert result.returncode == 2 and "expected --model or --backbone, got neither" in result.stderr
 
 
 def test_two_processes_fine_tune_together(things, tmp_path):

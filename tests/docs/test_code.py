@@ -11,7 +11,13 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerImageProcessorPil
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    BitImageProcessorPil,
+    Dinov2Model,
+    SegformerConfig,
+    SegformerImageProcessorPil,
+)
 
 from offseg_hf import register
 from offseg_hf.cli import app
@@ -20,6 +26,7 @@ from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.training.recipe import load_recipe
 from offseg_hf.zoo.presets import PRESETS
 from tests import semantic_models
+from tests.backbones import backbone_config
 from tests.docs.documents import DOCUMENTS, ROOT, blocks, command_lines, inline_commands, name_of
 from tests.processes import run_python
 from tests.small_model import save_small_model
@@ -58,6 +65,8 @@ def things(tmp_path_factory) -> Path:
     save_stock(folder / "openmmlab/upernet-convnext-tiny", "upernet-convnext")
     b0 = AutoModelForSemanticSegmentation.from_config(SegformerConfig(num_labels=19))
     b0.save_pretrained(folder / "nvidia/segformer-b0-finetuned-cityscapes-1024-1024")
+    Dinov2Model(backbone_config("dinov2")).save_pretrained(folder / "facebook/dinov2-small")
+    BitImageProcessorPil().save_pretrained(folder / "facebook/dinov2-small")
     save_small_model(folder / "offseg-t-ade")
     tiny_model("mask2former").save_pretrained(folder / "mask2former-swin-t-offset-ade")
     tiny_processor("mask2former").save_pretrained(folder / "mask2former-swin-t-offset-ade")

@@ -52,8 +52,8 @@ def test_unknown_fields_are_refused(config_class):
 
 
 def test_fields_of_others_are_refused():
-    with pytest.raises(ValueError, match="OffSegConfig has no setting 'backbone_config'"):
-        OffSegConfig(backbone_config={"model_type": "swin"})
+    with pytest.raises(ValueError, match="OffsetSegformerConfig has no setting 'backbone_config'"):
+        OffsetSegformerConfig(backbone_config={"model_type": "swin"})
     with pytest.raises(ValueError, match="OffSegConfig has no setting 'temperature'"):
         OffSegConfig.from_size("t", temperature=1.0)
     with pytest.raises(ValueError, match="is 'use_class_offset' meant"):

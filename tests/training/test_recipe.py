@@ -222,7 +222,7 @@ def test_without_overrides_nothing_changes():
         ("data=ade", "data: expected keys and values, got 'ade'"),
         ("data.num_workers=-1", "data: expected num_workers of 0 or more"),
         ("model.preset=offsg-t-ade", "model: .*did you mean offseg-t-ade, "),
-        ("model.preset=null", "model: expected preset or checkpoint, got neither"),
+        ("model.preset=null", "model: expected preset, checkpoint or backbone, got none"),
         ("model.config.semantic_loss_class_weights=[0, 0]", "model: expected config.semantic_loss_class_weights of"),
         ("model.config=[1]", "model.config: expected keys and values"),
         ("schedule.iterations=1500", r"schedule: .* from 0 to below iterations \(1500\), got 1500"),
@@ -350,7 +350,7 @@ def test_image_processor():
 def test_a_checkpoint_takes_the_place_of_the_preset():
     recipe = load_recipe("offseg-t-ade", ["model.preset=null", "model.checkpoint=nvidia/segformer-b0"])
     for build in (recipe.model_config, recipe.image_processor):
-        with pytest.raises(ValueError, match="expected model.preset, got none: model.checkpoint has"):
+        with pytest.raises(ValueError, match="expected model.preset, got none: model.checkpoint and model.backb"):
             build()
 
 
@@ -481,5 +481,5 @@ def test_the_recipe_of_finetuning_is_no_preset():
     recipe = load_recipe("finetune", ["model.checkpoint=x", "data.source=y", "schedule.iterations=9"])
     assert recipe.written == {"model.checkpoint", "data.source", "schedule.iterations"}
     assert (recipe.schedule.iterations, recipe.schedule.epochs, recipe.training.patience) == (9, None, 10)
-    with pytest.raises(ValueError, match="expected preset or checkpoint, got neither"):
+    with pytest.raises(ValueError, match="expected preset, checkpoint or backbone, got none"):
         load_recipe("finetune", ["data.source=y"])

@@ -12,14 +12,21 @@ from offseg_hf.cli.train import Resume
 
 def finetune(
     data: Annotated[str, typer.Option(help="Folder of a data set, or its name on the Hub.")],
-    model: Annotated[
-        str, typer.Option(help="Folder of a trained model, of any architecture, or its name on the Hub.")
-    ],
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
             help="Settings of the recipe, such as training.batch_size=4; `offseg recipe --keys` lists them all.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder of a trained model, of any architecture, or its name on the Hub.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Folder of a trained backbone, or its name on the Hub, to build a new OffSeg on, instead of --model.",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Times that all samples are seen; 50 by default.")] = None,
@@ -44,6 +51,7 @@ def finetune(
         offseg finetune --data my_photos --model nvidia/segformer-b0-finetuned-ade-512-512 --output runs/mine
         offseg finetune --data my_photos --model runs/before/best --epochs 20 --freeze-encoder
         offseg finetune --data my_photos --model runs/before/best training.patience=5 loss='[{kind: dice}]'
+        offseg finetune --data my_photos --backbone facebook/dinov2-small --output runs/mine
     """
     changes = list(settings or [])
     if others := [change for change in changes if "=" not in change]:
@@ -51,12 +59,17 @@ def finetune(
     options = {
         "data.source": ("--data", data),
         "model.checkpoint": ("--model", model),
+        "model.backbone": ("--backbone", backbone),
         "schedule.epochs": ("--epochs", epochs),
         "model.offset_learning": ("--offset-learning", offset_learning or None),
         "model.freeze": ("--freeze-encoder", "encoder" if freeze_encoder else None),
         "model.lora_rank": ("--lora", lora),
     }
     keys = [change.partition("=")[0].strip() for change in changes]
+    starts = ("model.checkpoint", "model.backbone")
+    given = [options[key][0] for key in starts if key in keys or options[key][1] is not None]
+    if len(given) != 1:
+        wrong_usage(f"expected --model or --backbone, got {' and '.join(given) or 'neither'}")
     for key, (option, value) in options.items():
         if value is None:
             continue

@@ -257,7 +257,9 @@ def _training_note(training: Training, data_id: str | None, data_title: str, bas
 
 def _start(model: dict[str, Any]) -> str | None:
     """Return what the weights began from: a name on the Hub, a file or a folder; None for random ones."""
-    return next((model[key] for key in ("checkpoint", "pretrained") if model.get(key, "null") != "null"), None)
+    return next(
+        (model[key] for key in ("checkpoint", "backbone", "pretrained") if model.get(key, "null") != "null"), None
+    )
 
 
 def _hub_id(source: str | None, folder: Path) -> str | None:

@@ -5,11 +5,16 @@ Papers: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better
 (https://arxiv.org/abs/2212.08059). Figures from HVision-NKU/OffSeg @ 1414f6d.
 """
 
-from huggingface_hub.dataclasses import strict
-from transformers.backbone_utils import BackboneConfigMixin
-from transformers.configuration_utils import PreTrainedConfig
+import json
+from dataclasses import fields
+from typing import Any
 
-from .configuration_offset import OffsetConfigMixin, row_of
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .configuration_offset import BACKBONE_ARGUMENTS, OffsetConfigMixin, row_of
 
 
 ENCODER_SIZES = {
@@ -53,6 +58,22 @@ OFFSEG_SIZES = {
     "b": {**ENCODER_SIZES["s2"], "lateral_channels": [32, 64, 128, 256]},
     "l": {**ENCODER_SIZES["l"], "lateral_channels": [32, 64, 128, 256]},
 }
+
+# What describes an EfficientFormerV2, and has no meaning beside a `backbone_config`.
+OWN_ENCODER = (
+    "hidden_sizes",
+    "depths",
+    "num_attention_blocks",
+    "mlp_ratios",
+    "image_size",
+    "drop_path_rate",
+    "layer_scale_init_value",
+    "learn_batch_norm_statistics",
+)
+NUM_MAPS = 4  # that the pixel decoders fuse
+MOST_STAGES = 7  # of a pyramid; what has more is a ViT, whose stages are layers
+# Of a pyramid whose stages end with the downsampling that others begin the next with.
+OTHER_STAGES = {"focalnet": [0, 1, 2, 4]}
 
 
 class EncoderConfig(OffsetConfigMixin, BackboneConfigMixin, PreTrainedConfig):
@@ -143,9 +164,12 @@ class EfficientFormerV2Config(EncoderConfig):
 class OffSegConfig(EncoderConfig):
     r"""Configuration of [`OffSegForSemanticSegmentation`], by default an OffSeg-T.
 
-    An EfficientFormerV2 encoder, a pixel decoder and offset learning. For the encoder's fields see
-    [`EfficientFormerV2Config`].
+    An EfficientFormerV2 encoder, or any backbone of transformers, a pixel decoder and offset learning. For the
+    EfficientFormerV2's fields see [`EfficientFormerV2Config`]; beside `backbone_config` they are refused.
 
+    backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+        Configuration of another encoder, of any kind that has an `AutoBackbone`, with four `out_features`: of a
+        pyramid (ConvNeXt, Swin, ...) those at strides 4, 8, 16 and 32, of a plain ViT (DINOv2, BEiT, ...) any layers.
     pixel_decoder (`str`, *optional*, defaults to `"freqfusion"`):
         `"freqfusion"`, or `"mlp"`, the plain decoder of the first row of the paper's Table 6: bilinear upsampling and
         concatenation.
@@ -177,7 +201,11 @@ class OffSegConfig(EncoderConfig):
     """
 
     model_type = "offseg"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="swin", optional=True)  # None by default
+    }
 
+    backbone_config: dict | PreTrainedConfig | None = None
     pixel_decoder: str = "freqfusion"
     lateral_channels: list[int] | tuple[int, ...] = (32, 32, 64, 128)
     decoder_hidden_size: int = 256
@@ -196,6 +224,48 @@ class OffSegConfig(EncoderConfig):
         """Return the configuration of `size`, one of t, b and l; `kwargs` override its fields."""
         return cls(**(row_of(OFFSEG_SIZES, size) | kwargs))
 
+    def __post_init__(self, **kwargs):
+        for name in BACKBONE_ARGUMENTS:
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"OffSegConfig has no setting {name!r}: pass a configuration as backbone_config, or load a "
+                    "trained backbone by OffSegForSemanticSegmentation.from_backbone"
+                )
+        if self.backbone_config is None:
+            super().__post_init__(**kwargs)
+            return
+        self._refuse_own_encoder(kwargs)
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = read_backbone_config(self.backbone_config)
+        check_backbone_config(self.backbone_config)
+        super().__post_init__(**kwargs)
+        num_channels = getattr(self.backbone_config, "num_channels", 3)
+        if self.num_channels not in (3, num_channels):
+            raise ValueError(
+                f"num_channels comes with the backbone_config, which has {num_channels}, got {self.num_channels}: set "
+                "it there"
+            )
+        self.num_channels = num_channels
+
+    def _refuse_own_encoder(self, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError for what describes an encoder that the backbone stands in the place of."""
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name in OWN_ENCODER if json.dumps(getattr(self, name)) != json.dumps(defaults[name])]
+        given += [name for name in ("out_features", "out_indices") if kwargs.get(name) is not None]
+        if given:
+            raise ValueError(
+                f"{given[0]} describes OffSeg's own encoder, which backbone_config replaces: leave out "
+                f"{', '.join(given)}, or set what the backbone has of it in backbone_config"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, without those of the encoder that a `backbone_config` replaces."""
+        settings = super().to_dict()
+        if self.backbone_config is not None:
+            for name in (*OWN_ENCODER, "stage_names", "out_features", "out_indices"):
+                settings.pop(name, None)
+        return settings
+
     def validate_architecture(self):
         """Part of the `strict` validation."""
         super().validate_architecture()
@@ -210,6 +280,46 @@ class OffSegConfig(EncoderConfig):
             raise ValueError(f"lateral_channels must be positive multiples of 32, got {self.lateral_channels}")
         if self.decoder_hidden_size < 32 or self.decoder_hidden_size % 32:
             raise ValueError(f"decoder_hidden_size must be a positive multiple of 32, got {self.decoder_hidden_size}")
+
+
+def read_backbone_config(settings: dict[str, Any]) -> PreTrainedConfig:
+    """Make a configuration of what a saved one has; raise ValueError for one that transformers does not know."""
+    model_type = settings.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            "backbone_config: expected the model_type of a backbone of transformers, such as convnext, swin or "
+            f"dinov2, got {model_type!r}"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(settings)
+
+
+def check_backbone_config(config: Any) -> None:
+    """Raise ValueError for what is not the configuration of a backbone that gives four feature maps."""
+    if not hasattr(config, "out_indices"):
+        got = repr(config) if isinstance(config, str) else getattr(config, "model_type", None) or type(config).__name__
+        raise ValueError(
+            "backbone_config: expected the configuration of a backbone (a model of AutoBackbone, such as convnext, "
+            f"swin or dinov2), got {got}; a trained one is loaded by its name by "
+            "OffSegForSemanticSegmentation.from_backbone"
+        )
+    found = len(config.out_indices)
+    if found != NUM_MAPS:
+        stages = getattr(config, "stage_names", None)
+        write = f"out_features={[stages[i] for i in spread_out_indices(config)]}" if stages else "out_indices"
+        raise ValueError(
+            f"backbone_config: expected {NUM_MAPS} feature maps of the {config.model_type}, fine to coarse, got "
+            f"{found} ({config.out_features or config.out_indices}): set {write} in it"
+        )
+
+
+def spread_out_indices(config: PreTrainedConfig) -> list[int]:
+    """Return which stages of a backbone the decoder is to see: the last of a pyramid, of a ViT one at each quarter."""
+    last = len(config.stage_names) - 1
+    if config.model_type in OTHER_STAGES:
+        return OTHER_STAGES[config.model_type]
+    if last < MOST_STAGES:
+        return list(range(last + 1))[-NUM_MAPS:]
+    return [last * quarter // NUM_MAPS for quarter in range(1, NUM_MAPS + 1)]
 
 
 __all__ = ["EfficientFormerV2Config", "OffSegConfig"]

@@ -5,11 +5,14 @@ Keep-ratio resize as OpenCV does it, normalization, and the windows through whic
 """
 
 from collections.abc import Iterable
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
+from transformers import AutoConfig
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -48,6 +51,10 @@ WITHOUT_EFFECT = {
     "disable_grouping": "images are never grouped",
     "image_seq_length": "it is for models of text",
 }
+
+SIZE_DIVISOR = 32  # of models on other backbones
+# What an image processor does to pixels, and ours does likewise.
+OF_PIXELS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 class OffSegImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -114,6 +121,23 @@ class OffSegImageProcessor(PilBackend):
             return processor, unused
         refuse_near_names(cls.__name__, unused.keys() - set(cls._settings()), cls._settings())
         return processor
+
+    @classmethod
+    def from_backbone(cls, backbone: str | PathLike, **kwargs: Unpack[OffSegImageProcessorKwargs]) -> Self:
+        """Make one for a model on a backbone, with the pixels that the backbone was trained on.
+
+        Args:
+            backbone: Name on the Hub, or folder, as of [`OffSegForSemanticSegmentation.from_backbone`].
+            **kwargs: Settings; by default `image_mean`, `image_std` and their like are the backbone's, and images are
+                padded to multiples of 32.
+
+        Raises:
+            OSError: if the backbone says nothing about its pixels, and `kwargs` lack them.
+        """
+        theirs: dict[str, Any] = {}
+        if not {"image_mean", "image_std"} <= kwargs.keys():
+            theirs = pixel_settings_of(str(backbone))
+        return cls(**({"size_divisor": SIZE_DIVISOR} | theirs | kwargs))
 
     @classmethod
     def _settings(cls) -> list[str]:
@@ -440,6 +464,25 @@ def checked_target_sizes(
     if wrong:
         raise ValueError(f"target_sizes: expected at least 1 x 1 pixels, got {wrong[0]}")
     return sizes
+
+
+def pixel_settings_of(backbone: str) -> dict[str, Any]:
+    """Return what a backbone's image processor, or timm's description of a model, says about pixels."""
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(backbone)
+    except (OSError, ValueError) as error:
+        try:
+            config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+        except (OSError, ValueError):
+            config = None
+        described = getattr(config, "pretrained_cfg", None) or {}  # timm's
+        if not {"mean", "std"} <= described.keys():
+            raise OSError(
+                f"{backbone}: expected an image processor (preprocessor_config.json) or a model of timm on the Hub, "
+                "got neither: pass the image_mean and the image_std that it was trained with"
+            ) from error
+        settings = {"image_mean": described["mean"], "image_std": described["std"]}
+    return {name: settings[name] for name in OF_PIXELS if settings.get(name) is not None}
 
 
 def _round_up(size: tuple[int, int], divisor: int) -> tuple[int, int]:

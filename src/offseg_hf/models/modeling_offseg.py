@@ -2,16 +2,34 @@
 
 Paper: "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better Spatial and Class Feature Alignment"
 (ICCV 2025, https://arxiv.org/abs/2508.08811). Source: HVision-NKU/OffSeg @ 1414f6d. Changed here: images of any size
-(padded to a multiple of 32, logits cropped), and attention biases that cannot go stale.
+(padded to a multiple of 32, logits cropped), attention biases that cannot go stale, and any backbone of transformers
+in the encoder's place: pyramids as they are, plain ViTs through a simple feature pyramid as ViTDet's
+(https://arxiv.org/abs/2203.16527).
 """
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig, TimmBackbone
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.utils import is_timm_available
 
-from .configuration_offseg import EfficientFormerV2Config, EncoderConfig, OffSegConfig
+from .configuration_offseg import (
+    NUM_MAPS,
+    OFFSEG_SIZES,
+    EfficientFormerV2Config,
+    EncoderConfig,
+    OffSegConfig,
+    spread_out_indices,
+)
 from .encoder_efficientformer_v2 import AttentionBias, ConvMlp, EfficientFormerV2Encoder, EncoderBlock
 from .layers import FixedBatchNorm2d, MlpPixelDecoder, channels_last
 from .modeling_utils import EncoderBackboneMixin, OffsetModelMixin, SemanticSegmentationMixin
@@ -19,7 +37,8 @@ from .offset_learning import OffsetLearning
 from .pixel_decoder_freqfusion import FreqFusion, FreqFusionPixelDecoder
 
 
-STRIDE = 32  # of the coarsest feature map
+STRIDES = (4, 8, 16, 32)  # of the feature maps that the pixel decoders fuse
+STRIDE = STRIDES[-1]
 
 
 class OffSegPreTrainedModel(OffsetModelMixin, PreTrainedModel):
@@ -33,14 +52,14 @@ class OffSegPreTrainedModel(OffsetModelMixin, PreTrainedModel):
     _no_split_modules = ["EncoderBlock", "FreqFusion"]
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the stem, which is to images what embeddings are to tokens."""
-        return self.encoder.stem
+        """Return the stem, which is to images what embeddings are to tokens; of a backbone what it takes for that."""
+        return self.encoder.get_input_embeddings() if is_backbone(self.encoder) else self.encoder.stem
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialize a module as the official code does; parents come after their children and overrule them."""
         std = self.config.initializer_range
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
@@ -102,6 +121,15 @@ class OffSegBackbone(EfficientFormerV2Backbone):
     config: OffSegConfig
     _keys_to_ignore_on_load_unexpected = [r"^(pixel_decoder|offset_learning)\."]
 
+    def __init__(self, config: OffSegConfig):
+        backbone: Any = config.backbone_config
+        if backbone is not None:
+            raise ValueError(
+                f"this OffSeg has a {backbone.model_type} of transformers as its encoder: expected one "
+                "with an EfficientFormerV2; take the encoder of the whole model"
+            )
+        super().__init__(config)
+
 
 class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedModel):
     """OffSeg, the paper's Figure 4: an encoder, a pixel decoder and offset learning."""
@@ -111,9 +139,16 @@ class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedM
 
     def __init__(self, config: OffSegConfig):
         super().__init__(config)
-        self.encoder = build_encoder(config)
+        if config.backbone_config is None:
+            self.encoder = build_encoder(config)
+            channels = config.hidden_sizes
+        else:
+            backbone: Any = AutoBackbone.from_config(config.backbone_config)
+            self.encoder = backbone
+            self.feature_pyramid = FeaturePyramid(backbone.channels, patch_size_of(backbone))
+            channels = self.feature_pyramid.channels
         pixel_decoder = FreqFusionPixelDecoder if config.pixel_decoder == "freqfusion" else MlpPixelDecoder
-        self.pixel_decoder = pixel_decoder(config.hidden_sizes, config.lateral_channels, config.decoder_hidden_size)
+        self.pixel_decoder = pixel_decoder(channels, config.lateral_channels, config.decoder_hidden_size)
         self.offset_learning = OffsetLearning(
             config.num_labels,
             config.decoder_hidden_size,
@@ -123,12 +158,169 @@ class OffSegForSemanticSegmentation(SemanticSegmentationMixin, OffSegPreTrainedM
         )
         self.post_init()
 
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | PathLike, *, out_indices: Sequence[int] | None = None, **kwargs
+    ) -> "OffSegForSemanticSegmentation":
+        """Make a model, in eval mode, whose encoder is a trained backbone; the rest is new and is to be trained.
+
+        Args:
+            backbone: Name on the Hub, or folder, of a model that `AutoBackbone` has a class for, or the name of a
+                model of timm.
+            out_indices: Which four of the backbone's stages the decoder sees; by default the last four of a pyramid,
+                and of a plain ViT the layers at each quarter of its depth.
+            **kwargs: Fields of [`OffSegConfig`], such as `num_labels`. Lateral channels are by default those of
+                OffSeg-B and OffSeg-L.
+
+        Raises:
+            ValueError: for a model that is no backbone.
+            OSError: if there is no such model.
+        """
+        encoder = load_backbone(backbone, out_indices)
+        lateral_channels = {"lateral_channels": OFFSEG_SIZES["l"]["lateral_channels"]}
+        config = cls.config_class(backbone_config=encoder.config, **(lateral_channels | kwargs))
+        weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+        return cls.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+
     def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (batch, num_labels, ceil(height / 4), ceil(width / 4)) and the encoder's feature maps."""
-        feature_maps = self.encoder(pad_to_stride(pixel_values))
+        feature_maps = self.encode(pad_to_stride(pixel_values))
         pixel_features = self.pixel_decoder(feature_maps)
         logits = self.offset_learning(pixel_features)
         return crop_to_stride(logits, pixel_values, 4), feature_maps
+
+    def encode(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return the four maps of images whose sides are multiples of 32."""
+        if self.config.backbone_config is None:
+            return self.encoder(pixel_values)
+        padded = self.feature_pyramid.pad(pixel_values)
+        return self.feature_pyramid(self.encoder(padded).feature_maps, pixel_values.shape[-2:])
+
+
+class FeaturePyramid(nn.Module):
+    """Feature maps at strides 4, 8, 16 and 32 of what a backbone gives.
+
+    A pyramid's are these. Those of a plain ViT, of one stride, are upsampled by transposed convolutions and pooled
+    (ViTDet, https://arxiv.org/abs/2203.16527, but each level of a layer of its own); where patches have another side
+    than a power of two, they are resampled first.
+    """
+
+    def __init__(self, channels: Sequence[int], patch_size: int | None):
+        super().__init__()
+        self.patch_size = patch_size
+        self.channels = list(channels)
+        self.levels = nn.ModuleList()
+        if patch_size is None:
+            return
+        self.grid_stride = 2 ** round(math.log2(patch_size))
+        for level, stride in enumerate(STRIDES):
+            doublings = int(math.log2(self.grid_stride / stride))
+            widths = [self.channels[level] // 2**step for step in range(doublings + 1)]
+            self.levels.append(upsampler(widths) if doublings >= 0 else nn.MaxPool2d(2**-doublings))
+            self.channels[level] = widths[-1] if widths else self.channels[level]
+
+    def pad(self, pixel_values: Tensor) -> Tensor:
+        """Pad with zeros at the bottom and the right to whole patches."""
+        return pixel_values if self.patch_size is None else pad_to_stride(pixel_values, self.patch_size)
+
+    def forward(self, feature_maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Map the backbone's maps of images of `size`, multiples of 32, to (batch, channels[i], height / 4 ...).
+
+        Raises:
+            ValueError: for maps of other strides.
+        """
+        if self.patch_size is not None:
+            feature_maps = [level(self.to_grid(x, size)) for level, x in zip(self.levels, feature_maps)]
+        if not torch.compiler.is_compiling():
+            check_strides(feature_maps, size)
+        return list(feature_maps)
+
+    def to_grid(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resample a map of patches (batch, channels, ...) to the grid whose stride is a power of two."""
+        if self.patch_size != self.grid_stride:
+            x = F.interpolate(x, scale_factor=self.patch_size / self.grid_stride, mode="bilinear")
+        height, width = (length // self.grid_stride for length in size)
+        return x[..., :height, :width]
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """A layer norm over the channels of maps; initialized as all are whose class is named so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize every pixel of maps (batch, channels, height, width)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def upsampler(widths: Sequence[int]) -> nn.Module:
+    """Double a map once for each pair of neighbors in `widths`, the channels before and after."""
+    layers: list[nn.Module] = []
+    for in_channels, out_channels in pairwise(widths):
+        if layers:
+            layers += [ChannelLayerNorm(in_channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2))
+    return nn.Sequential(*layers)
+
+
+def check_strides(feature_maps: Sequence[Tensor], size: tuple[int, int]) -> None:
+    """Raise ValueError for maps that are not those at strides 4, 8, 16 and 32 of an image of `size`."""
+    found = [tuple(x.shape[-2:]) for x in feature_maps]
+    expected = [tuple(length // stride for length in size) for stride in STRIDES]
+    if found != expected:
+        raise ValueError(
+            f"expected feature maps at strides {', '.join(map(str, STRIDES))} of the backbone, {expected} of "
+            f"{size[0]} x {size[1]} pixels, got {found}: choose other stages by out_features of its configuration"
+        )
+
+
+def is_backbone(encoder: nn.Module) -> bool:
+    """Return whether an encoder is a model of transformers, and none of ours."""
+    return isinstance(encoder, PreTrainedModel)
+
+
+def patch_size_of(backbone: PreTrainedModel) -> int | None:
+    """Return the stride of all maps of a plain ViT, in pixels; None of a pyramid."""
+    config = backbone.config
+    if isinstance(backbone, TimmBackbone):
+        strides = backbone._backbone.feature_info.reduction()
+        return strides[0] if len(set(strides)) == 1 else None
+    patch_size = getattr(config, "patch_size", None)
+    if patch_size is None or hasattr(config, "depths") or getattr(config, "add_fpn", False):
+        return None
+    height, width = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
+    if height != width:
+        raise ValueError(f"backbone_config: expected square patches, got {height} x {width}")
+    return height
+
+
+def load_backbone(name: str | PathLike, out_indices: Sequence[int] | None) -> PreTrainedModel:
+    """Load a trained backbone with four of its stages; see `from_backbone`."""
+    name = str(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if "/" not in name and is_timm_available():
+            return load_timm_backbone(name, out_indices)
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{name}: expected a model that AutoBackbone has a class for, as a folder or a name on the Hub (such as "
+            f"facebook/dinov2-small), or one of timm, if that is installed; got none: {reason}"
+        ) from error
+    if config.model_type == "timm_wrapper":
+        return load_timm_backbone(name.rpartition("/")[2], out_indices)
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        known = ", ".join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))
+        raise ValueError(
+            f"{name}: expected a model that AutoBackbone has a class for, got a {config.model_type}: choose one of "
+            f"the kinds {known}"
+        )
+    config.out_indices = list(out_indices or spread_out_indices(config))
+    # Not AutoBackbone's own `from_pretrained`, which asks the Hub about folders too.
+    return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config, dtype=torch.float32)
+
+
+def load_timm_backbone(name: str, out_indices: Sequence[int] | None) -> PreTrainedModel:
+    """Load a trained model of timm, by default with its last four stages or layers."""
+    return TimmBackbone.from_pretrained(name, out_indices=list(out_indices or range(-NUM_MAPS, 0)))
 
 
 def build_encoder(config: EncoderConfig) -> EfficientFormerV2Encoder:
@@ -146,14 +338,14 @@ def build_encoder(config: EncoderConfig) -> EfficientFormerV2Encoder:
     )
 
 
-def pad_to_stride(pixel_values: Tensor) -> Tensor:
+def pad_to_stride(pixel_values: Tensor, stride: int = STRIDE) -> Tensor:
     """Pad with zeros at the bottom and the right, up to a multiple of the encoder's stride.
 
     Channels come last in memory, the layout in which convolutions are fastest and pixels are rows.
     """
     height, width = pixel_values.shape[-2:]
     # Not `-width % STRIDE`: torch.compile cannot do with what may be negative.
-    right, bottom = ((STRIDE - length % STRIDE) % STRIDE for length in (width, height))
+    right, bottom = ((stride - length % stride) % stride for length in (width, height))
     return channels_last(F.pad(pixel_values, (0, right, 0, bottom)))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -24,10 +24,13 @@ from offseg_hf.data.dataset import label_set_of, load_data, sample_names
 from offseg_hf.data.formats.grouping import hold_out
 from offseg_hf.data.label_sets import LabelSet
 from offseg_hf.data.layouts import UnknownSplitError
+from offseg_hf.models.configuration_offseg import OffSegConfig
+from offseg_hf.models.image_processing_offseg import OffSegImageProcessor
 from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.models.modeling_offseg import OffSegForSemanticSegmentation
 from offseg_hf.models.modeling_utils import BATCH_NORMS, statistics_as_they_are
 from offseg_hf.training.going_on import load_trained
-from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of
+from offseg_hf.training.optimization import OFFSETS, encoder_modules, encoder_of, without_effect
 from offseg_hf.training.recipe import Recipe, config_without_effect, refuse_written
 from offseg_hf.training.values import check_settings, named_settings, require_known
 from offseg_hf.zoo.registration import auto_model_class, register
@@ -108,7 +111,7 @@ def _hold_out(data: Dataset, share: float) -> Splits:
 def build_model(
     recipe: Recipe, labels: LabelSet, say: Callable[[str], None] = lambda message: None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Build the model, with random weights or those of `model.checkpoint`, and its image processor.
+    """Build the model, with random weights or those of its checkpoint or its backbone, and its image processor.
 
     Args:
         recipe: of the training.
@@ -125,6 +128,8 @@ def build_model(
         "semantic_loss_ignore_index": labels.ignore_index,
     }
     checkpoint, changes = recipe.model.checkpoint, recipe.model.image_processor
+    if (backbone := recipe.model.backbone) is not None:
+        return build_on_backbone(backbone, recipe, classes), processor_on_backbone(backbone, recipe)
     if checkpoint is None:
         with named_settings("model.config", recipe.model.config):
             config = recipe.model_config(**classes)
@@ -142,6 +147,26 @@ def build_model(
     if recipe.model.offset_learning:
         model = with_offset_learning(model, checkpoint)
     return model, processor
+
+
+def build_on_backbone(backbone: str, recipe: Recipe, classes: Mapping[str, Any]) -> PreTrainedModel:
+    """Build OffSeg on a trained backbone; raises ValueError and OSError for what is none."""
+    kinds = {item.name: item.type for item in fields(OffSegConfig)}
+    require_known(recipe.model.config, list(kinds), "model.config.")
+    changes = check_settings("model.config", recipe.model.config, kinds)
+    with named_settings("model.config", changes):
+        model = OffSegForSemanticSegmentation.from_backbone(backbone, **classes, **changes)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()  # as of a checkpoint
+    return model
+
+
+def processor_on_backbone(backbone: str, recipe: Recipe) -> BaseImageProcessor:
+    """Build the image processor of a model on a backbone, with the recipe's changes."""
+    kinds = OffSegImageProcessor.valid_kwargs.__annotations__
+    require_known(recipe.model.image_processor, list(OffSegImageProcessor().to_dict()), "model.image_processor.")
+    changes = check_settings("model.image_processor", recipe.model.image_processor, kinds)
+    return OffSegImageProcessor.from_backbone(backbone, **changes)
 
 
 def with_offset_learning(model: PreTrainedModel, checkpoint: str | None) -> PreTrainedModel:
@@ -164,6 +189,8 @@ def freeze(model: PreTrainedModel, recipe: Recipe) -> list[str]:
             raise ValueError(f"model.freeze=encoder: nothing in this {type(model).__name__} is known as its encoder")
         for module in encoder.values():
             module.requires_grad_(False)
+    for _, parameter in without_effect(model):  # which processes that train together would wait for
+        parameter.requires_grad_(False)
     if not recipe.loss or takes_masks(model):
         return []
     heads = {name: module for name, module in model.named_modules() if name.split(".")[-1].startswith("auxiliary")}
@@ -252,7 +279,8 @@ def depends_on_device_batch(model: PreTrainedModel) -> bool:
         return True
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     learns = any(not isinstance(norm, FixedBatchNorm2d) for norm in norms)
-    settings = model.config.to_dict().items()
+    parts = (model.config.to_dict(), model.config.to_dict().get("backbone_config") or {})
+    settings = [item for part in parts for item in part.items()]
     rates = [value for name, value in settings if "drop" in name and isinstance(value, int | float)]
     return learns or any(rate > 0 for rate in rates)
 

@@ -24,7 +24,8 @@ from offseg_hf.data.dataset import label_set_of
 from offseg_hf.data.formats.grouping import SHARE
 from offseg_hf.evaluation.prediction import prepare
 from offseg_hf.hub.training_card import RECIPE_FILE
-from offseg_hf.training.build import NoValidationSplitError, Splits, load_splits
+from offseg_hf.models.configuration_offseg import OffSegConfig
+from offseg_hf.training.build import NoValidationSplitError, Splits, load_splits, processor_on_backbone
 from offseg_hf.training.checkpoint import find_resumable
 from offseg_hf.training.environment import launched_precision
 from offseg_hf.training.pixels import pixel_arithmetic
@@ -87,7 +88,8 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     """Make the recipe to fine-tune by, and five lines that say what it is.
 
     Args:
-        overrides: `key=value`, with the model (`model.checkpoint`) and the data (`data.source`); they win.
+        overrides: `key=value`, with the model (`model.checkpoint` or `model.backbone`) and the data (`data.source`);
+            they win.
         output: folder of the training.
         resume: as of `train`; a training that goes on keeps what was fitted when it began.
 
@@ -98,9 +100,7 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     register()
     asked = load_recipe(FINETUNE, overrides)
     saved = _saved(output.expanduser(), resume)
-    checkpoint = asked.model.checkpoint
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    config, processor = model_parts(asked)
     splits, share = load_fitting(asked, None if saved is None else saved["data"].get("validation_share"))
     facts = replace(look_at(splits.train), held_out=splits.held_out)
     if saved is None:
@@ -133,6 +133,15 @@ def load_fitting(recipe: Recipe, share: float | None) -> tuple[Splits, float | N
 
 def _with_share(recipe: Recipe, share: float) -> Recipe:
     return replace(recipe, data=replace(recipe.data, validation_share=share))
+
+
+def model_parts(recipe: Recipe) -> tuple[PreTrainedConfig, BaseImageProcessor]:
+    """Return a configuration of the model's kind, and its image processor."""
+    if (backbone := recipe.model.backbone) is not None:
+        return OffSegConfig(), processor_on_backbone(backbone, recipe)
+    checkpoint = recipe.model.checkpoint
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    return config, AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
 
 
 def look_at(data: Dataset) -> Facts:

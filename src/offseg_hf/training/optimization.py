@@ -24,6 +24,8 @@ from offseg_hf.zoo.families import Family, family_of
 # What other models, of transformers and of segmentation_models_pytorch, call their encoder.
 ENCODER = r"(model\.)?(pixel_level_module\.)?(encoder|backbone)\."
 ENCODER_OF_EOMT = r"(embeddings|layers|layernorm)\."  # queries go through the last of its layers, too
+# What is for its pretraining, and the norm before the classifier of a model that is inside of it.
+UNUSED_OF_BACKBONE = re.compile(r"encoder\.(.*\bmask_token|(swin|focalnet|beit|model)\.layernorm\.\w+)")
 FUSED = ("Adam", "AdamW", "SGD")  # have all of a step in one kernel, on the CPU too
 OFFSETS = re.compile(r"(.*\.)?(class|feature)_offset_proj\.")
 
@@ -59,8 +61,24 @@ def encoder_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def without_effect(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a backbone in our model that no feature map depends on, by name."""
+    if _has_other_encoder(model):
+        yield from (item for item in model.named_parameters() if UNUSED_OF_BACKBONE.fullmatch(item[0]))
+
+
 def _family(model: nn.Module) -> Family | None:
+    """Return the family whose names the parameters have; those of another encoder in it have none of ours."""
+    if _has_other_encoder(model):
+        return None
     return family_of(getattr(getattr(model, "config", None), "model_type", None))
+
+
+def _has_other_encoder(model: nn.Module) -> bool:
+    """Return whether a model, of a family with an encoder of its own, is on a backbone instead."""
+    config = getattr(model, "config", None)
+    family = family_of(getattr(config, "model_type", None))
+    return family is not None and family.encoder is not None and getattr(config, "backbone_config", None) is not None
 
 
 def _encoder_pattern(model: nn.Module) -> str:

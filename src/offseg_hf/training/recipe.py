@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig
 
 
+OF_A_PRESET = ("model.preset", "model.pretrained", "model.config", "model.image_processor")
 # What a nearer file, or the command line, makes meaningless in those that it builds on: by the setting that does.
 SUPERSEDED = {
-    "model.checkpoint": ("model.preset", "model.pretrained", "model.config", "model.image_processor"),
-    "model.preset": ("model.checkpoint",),
+    "model.checkpoint": (*OF_A_PRESET, "model.backbone"),
+    "model.backbone": (*OF_A_PRESET, "model.checkpoint"),
+    "model.preset": ("model.checkpoint", "model.backbone"),
     "augmentation.scale": ("augmentation.shortest_edges", "augmentation.longest_edge"),
     "augmentation.shortest_edges": ("augmentation.scale", "augmentation.ratio_range"),
     "schedule.iterations": ("schedule.epochs",),
@@ -81,6 +83,7 @@ class ModelRecipe:
         pretrained: Weights to start from, as `load_pretrained` takes them; null for random ones.
         checkpoint: A trained model of any architecture (folder or name on the Hub) to go on from, instead of `preset`
             and `pretrained`.
+        backbone: A trained backbone (folder or name on the Hub) on which a new OffSeg is built, instead of these.
         config: Changes to fields of the model's configuration, which is that of the preset or the checkpoint.
         image_processor: Changes to settings of the image processor, which is that of the preset or the checkpoint.
         offset_learning: Put offset learning in the place of the checkpoint's classifier, which it continues.
@@ -94,6 +97,7 @@ class ModelRecipe:
     preset: str | None = None
     pretrained: str | None = None
     checkpoint: str | None = None
+    backbone: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     image_processor: dict[str, Any] = field(default_factory=dict)
     offset_learning: bool = False
@@ -112,12 +116,19 @@ class ModelRecipe:
             )
         if self.lora_rank is not None and self.checkpoint is None:
             raise ValueError(f"expected checkpoint, whose encoder lora_rank={self.lora_rank} adapts, got none")
-        for name in ("pretrained", "checkpoint"):
+        for name in ("pretrained", "checkpoint", "backbone"):
             _expand_home(self, name)
-        if self.preset is None and self.checkpoint is None:
-            raise ValueError("expected preset or checkpoint, got neither")
+        if self.preset is None and self.checkpoint is None and self.backbone is None:
+            raise ValueError("expected preset, checkpoint or backbone, got none")
         if self.preset is not None:
             get_preset(self.preset)
+        others = {name: getattr(self, name) for name in ("preset", "pretrained", "checkpoint")}
+        starts = [f"model.{name}={value}" for name, value in others.items() if value is not None]
+        if self.backbone is not None and starts:
+            raise ValueError(
+                f"model.backbone={self.backbone} is what a new model is built on, beside which {' and '.join(starts)} "
+                "would have no effect: remove the latter, or model.backbone"
+            )
         beside = {name: getattr(self, name) for name in ("preset", "pretrained") if getattr(self, name) is not None}
         if self.checkpoint is not None and beside:
             given = " and ".join(f"model.{name}={value}" for name, value in beside.items())
@@ -458,7 +469,9 @@ class Recipe:
 
     def _preset(self) -> Preset:
         if self.model.preset is None:
-            raise ValueError("expected model.preset, got none: model.checkpoint has a configuration of its own")
+            raise ValueError(
+                "expected model.preset, got none: model.checkpoint and model.backbone have configurations of their own"
+            )
         return get_preset(self.model.preset)
 
 
@@ -610,7 +623,8 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if not optimizer.takes(name):
             yield f"optimizer.{name}", f"optimizer.kind={optimizer.kind} takes none"
     if recipe.model.checkpoint is None:
-        yield "model.offset_learning", "the model of a preset has it already"
+        new = "the model of a preset" if recipe.model.backbone is None else "a model on a backbone"
+        yield "model.offset_learning", f"{new} has it already"
     if recipe.model.lora_rank is None:
         yield "model.lora_alpha", "there are no adapters without model.lora_rank"
     if recipe.model.freeze == "encoder":
