@@ -24,6 +24,8 @@ class OffsetSegformerPreTrainedModel(OffsetModelMixin, SegformerPreTrainedModel)
     """Initialization and names of the weights; all else that transformers wants to know is as for SegFormer."""
 
     config: OffsetSegformerConfig
+    # Not whole stages, as for SegFormer: of the first one, FSDP2 shards the input embeddings by themselves.
+    _no_split_modules = ["SegformerLayer"]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the projection of patches, which is to images what embeddings are to tokens."""
@@ -70,9 +72,8 @@ class OffsetSegformerForSemanticSegmentation(SemanticSegmentationMixin, OffsetSe
             config.use_feature_offset,
             class_offset_drop_path_rate=config.class_offset_drop_path_rate,
         )
+        self.segformer._no_split_modules = ["SegformerLayer"]  # those of all parts count
         self.post_init()
-        # Not whole stages: of the first one, accelerate shards the input embeddings by themselves (FSDP2).
-        self._no_split_modules = {"SegformerLayer"}
 
     def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (batch, num_labels, ceil(height / 4) // 2, ceil(width / 4) // 2) and the encoder's feature maps."""
