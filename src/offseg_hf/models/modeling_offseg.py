@@ -220,8 +220,9 @@ class FeaturePyramid(nn.Module):
             self.channels[level] = widths[-1] if widths else self.channels[level]
 
     def pad(self, pixel_values: Tensor) -> Tensor:
-        """Pad with zeros at the bottom and the right to whole patches."""
-        return pixel_values if self.patch_size is None else pad_to_stride(pixel_values, self.patch_size)
+        """Pad images, whose sides are multiples of 32, with zeros at the bottom and the right to whole patches."""
+        is_whole = self.patch_size is None or STRIDE % self.patch_size == 0
+        return pixel_values if is_whole else pad_to_stride(pixel_values, self.patch_size)
 
     def forward(self, feature_maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Map the backbone's maps of images of `size`, multiples of 32, to (batch, channels[i], height / 4 ...).
@@ -280,9 +281,10 @@ def is_backbone(encoder: nn.Module) -> bool:
 def patch_size_of(backbone: PreTrainedModel) -> int | None:
     """Return the stride of all maps of a plain ViT, in pixels; None of a pyramid."""
     config = backbone.config
-    if isinstance(backbone, TimmBackbone):
-        strides = backbone._backbone.feature_info.reduction()
-        return strides[0] if len(set(strides)) == 1 else None
+    for child in backbone.children():
+        if hasattr(child, "feature_info"):  # a model of timm
+            strides = child.feature_info.reduction()
+            return strides[0] if len(set(strides)) == 1 else None
     patch_size = getattr(config, "patch_size", None)
     if patch_size is None or hasattr(config, "depths") or getattr(config, "add_fpn", False):
         return None
