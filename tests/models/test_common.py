@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from offseg_hf import EfficientFormerV2Backbone, EfficientFormerV2Config, MscanBackbone, MscanConfig
 from offseg_hf.models.configuration_offset import described_fields
 from offseg_hf.models.layers import FixedBatchNorm2d
+from offseg_hf.models.modeling_utils import checkpoint_learning_once
 from offseg_hf.zoo.families import FAMILIES as ROWS
 from offseg_hf.zoo.families import load_class
 from offseg_hf.zoo.registration import auto_model_class
@@ -271,6 +273,15 @@ def test_gradient_checkpointing(family):
     config = model.config if family in SEMANTIC else model.config.backbone_config
     assert len(runs) >= sum(config.depths) and min(runs.values()) == 2
     assert family not in SEMANTIC or set(runs.values()) == {2}
+
+
+def test_compiled_checkpoints_learn_statistics_once():
+    """As one graph, in which nothing may remember whether it was run before."""
+    part = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).train()
+    again = partial(checkpoint_learning_once, partial(checkpoint, use_reentrant=False), [part[0]])
+    compiled = torch.compile(lambda x: again(part.forward, x).sum(), backend="aot_eager", fullgraph=True)
+    compiled(images(2, 3, 8, 8)).backward()
+    assert part[0].num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("family", ["offseg", "segnext"])

@@ -90,6 +90,8 @@ def checkpoint_learning_once(checkpoint: Callable, norms: Sequence[nn.Module], f
         *args: Its arguments, and those of `checkpoint`.
         **kwargs: The same.
     """
+    if torch.compiler.is_compiling():  # what it computes again has no effects
+        return checkpoint(function, *args, **kwargs)
     is_again = False
 
     def learning_once(*args, **kwargs):
