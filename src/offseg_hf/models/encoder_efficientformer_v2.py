@@ -432,12 +432,14 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 def cubic_weights(fraction: Tensor) -> list[Tensor]:
     """Return the weights of four neighbors of a position this much after the second, by Keys' cubic with a = -0.75."""
-    weights = []
-    for distance in (1 + fraction, fraction, 1 - fraction, 2 - fraction):
-        near = (1.25 * distance - 2.25) * distance**2 + 1
-        far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
-        weights.append(torch.where(distance <= 1, near, far))
-    return weights
+
+    def near(distance: Tensor) -> Tensor:
+        return (1.25 * distance - 2.25) * distance**2 + 1
+
+    def far(distance: Tensor) -> Tensor:
+        return ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+
+    return [far(1 + fraction), near(fraction), near(1 - fraction), far(2 - fraction)]
 
 
 def is_known_to_be(length: int, other: int) -> bool:
