@@ -365,13 +365,12 @@ class AttentionBias(nn.Module):
 
     def forward(self, num_keys: int) -> Tensor:
         """Return the biases between the grid's queries and `num_keys` keys: (heads, grid queries, num_keys)."""
-        position = torch.arange(self.grid_size, device=self.table.device)
+        position = torch.arange(self.grid_size, dtype=torch.int32, device=self.table.device)
         distance = (position[:: self.query_stride, None] - position).abs()
         index = self.grid_size * distance[:, None, :, None] + distance[:, None, :]  # (y, x) of queries, (y, x) of keys
         index = index.flatten(0, 1).flatten(1)
         bias = self.table.index_select(1, index.flatten()).unflatten(1, index.shape)
-        rows = torch.arange(num_keys, device=bias.device)
-        return resize_rows(bias.transpose(1, 2), rows, num_keys).transpose(1, 2).contiguous()
+        return resize_rows(bias.transpose(1, 2), all_rows(num_keys, bias), num_keys).transpose(1, 2).contiguous()
 
 
 def attend_in_chunks(
@@ -392,14 +391,19 @@ def attend_in_chunks(
     query, key, value = split_heads(query), split_heads(key), split_heads(value)
     num_queries = query.shape[2]
     grid_bias = attention_bias(key.shape[2])
+    rows = all_rows(num_queries, query)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        chunks = [torch.arange(num_queries, device=query.device)]
-    else:
-        chunks = torch.arange(num_queries, device=query.device).split(QUERIES_AT_A_TIME)
+        return attend(query, key, value, resize_rows(grid_bias, rows, num_queries))
     attended = [
-        attend(query.index_select(2, rows), key, value, resize_rows(grid_bias, rows, num_queries)) for rows in chunks
+        attend(query.index_select(2, chunk), key, value, resize_rows(grid_bias, chunk, num_queries))
+        for chunk in rows.split(QUERIES_AT_A_TIME)
     ]
     return torch.cat(attended, dim=2)
+
+
+def all_rows(num_rows: int, like: Tensor) -> Tensor:
+    """Return the indices of `num_rows` rows, where `like` is."""
+    return torch.arange(num_rows, dtype=torch.int32, device=like.device)
 
 
 def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
@@ -408,18 +412,43 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     `F.interpolate` gives the same, but all rows at once, and of sixteen weights only four are not zero here.
     """
     num_heads, old_num_rows, num_columns = x.shape
-    if not torch.compiler.is_compiling() and num_rows == old_num_rows:  # a graph is better off without the question
+    if is_known_to_be(num_rows, old_num_rows):
         return x if rows.shape[0] == num_rows else x.index_select(1, rows)
-    position = (rows + 0.5) * (old_num_rows / num_rows) - 0.5
-    neighbors = position.floor()[:, None] + torch.arange(-1, 3, device=x.device)
-    distance = (position[:, None] - neighbors).abs()
-    near = (1.25 * distance - 2.25) * distance**2 + 1
-    far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
-    weights = torch.where(distance <= 1, near, far)
-    head = torch.arange(num_heads, device=x.device)[:, None, None]
-    indices = neighbors.long().clamp(0, old_num_rows - 1) + old_num_rows * head  # (heads, rows, 4)
-    resized = weighted_gather(x.flatten(0, 1), indices.flatten(0, 1), weights.repeat(num_heads, 1))
+    # A row lies (2 * row + 1) * old_num_rows / (2 * num_rows) - 0.5 rows down: in integers, which half precision does
+    # not round, and one row further, as runtimes divide towards zero.
+    position = (2 * rows + 1) * old_num_rows + num_rows
+    first = position // (2 * num_rows) - 1
+    fraction = (position - (first + 1) * (2 * num_rows)).to(x.dtype) / (2 * num_rows)
+    head = old_num_rows * torch.arange(num_heads, dtype=torch.int32, device=x.device)[:, None]
+    indices = [(first + i).clamp(0, old_num_rows - 1) + head for i in range(-1, 3)]  # (heads, rows) each
+    weights = cubic_weights(fraction)
+    x = x.flatten(0, 1)
+    if torch.compiler.is_exporting():
+        return sum(weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights))
+    bags = torch.stack(indices, dim=-1).flatten(0, 1)
+    resized = weighted_gather(x, bags, torch.stack(weights, dim=-1).repeat(num_heads, 1))
     return resized.view(num_heads, rows.shape[0], num_columns)
+
+
+def cubic_weights(fraction: Tensor) -> list[Tensor]:
+    """Return the weights of four neighbors of a position this much after the second, by Keys' cubic with a = -0.75."""
+
+    def near(distance: Tensor) -> Tensor:
+        return (1.25 * distance - 2.25) * distance**2 + 1
+
+    def far(distance: Tensor) -> Tensor:
+        return ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+
+    return [far(1 + fraction), near(fraction), near(1 - fraction), far(2 - fraction)]
+
+
+def is_known_to_be(length: int, other: int) -> bool:
+    """Return whether two lengths are equal in whatever size a graph is made for; eager ones are known."""
+    if not torch.compiler.is_compiling():
+        return length == other
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # compilers have paid for it already
+
+    return statically_known_true(length == other)
 
 
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:

@@ -227,10 +227,28 @@ def weighted_gather(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         (num_bags, channels).
     """
     weights = weights.to(rows.dtype)
+    if torch.compiler.is_exporting():
+        return gathered_products(rows, indices, weights[:, None])[:, 0]
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return (weights[..., None] * F.embedding(indices, rows)).sum(dim=1)  # which a compiler makes one loop of
     gathered = F.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)
     if is_recorded(rows, weights):
         return GatherGradient.apply(gathered, rows, indices, weights)
     return gathered
+
+
+def gathered_products(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Sum `rows[indices]` once for each set of weights: what runtimes know that have no `embedding_bag`.
+
+    Args:
+        rows: (num_rows, channels).
+        indices: (num_bags, bag_size).
+        weights: (num_bags, sets, bag_size).
+
+    Returns:
+        (num_bags, sets, channels).
+    """
+    return weights.to(rows.dtype) @ F.embedding(indices, rows)
 
 
 def is_recorded(*tensors: Tensor) -> bool:

@@ -345,10 +345,10 @@ def pad_to_stride(pixel_values: Tensor, stride: int = STRIDE) -> Tensor:
 
     Channels come last in memory, the layout in which convolutions are fastest and pixels are rows.
     """
-    height, width = pixel_values.shape[-2:]
-    # Not `-width % STRIDE`: torch.compile cannot do with what may be negative.
-    right, bottom = ((stride - length % stride) % stride for length in (width, height))
-    return channels_last(F.pad(pixel_values, (0, right, 0, bottom)))
+    # Padded by a constant and cut: graphs for any size go on with multiples of the stride, in simple terms.
+    padded = F.pad(pixel_values, (0, stride - 1, 0, stride - 1))
+    height, width = (length // stride * stride for length in padded.shape[-2:])
+    return channels_last(padded.narrow(2, 0, height).narrow(3, 0, width))
 
 
 def crop_to_stride(x: Tensor, pixel_values: Tensor, stride: int) -> Tensor:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .layers import ConvNorm, is_recorded, lateral_convs, products, weighted_gather
+from .layers import ConvNorm, gathered_products, is_recorded, lateral_convs, products, weighted_gather
 
 
 NUM_GROUPS = 4  # channel groups, each of which is sampled with displacements of its own
 LOW_PASS_SIZE = 5
 HIGH_PASS_SIZE = 3
+MAX_DISPLACEMENT = 2**14  # pixels; half precision holds it, and beyond lies no image
 
 
 class FreqFusionPixelDecoder(nn.Module):
@@ -158,25 +159,28 @@ def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
         The shape of `features`.
     """
     batch, channels, height, width = features.shape
-    displacement = displacement.to(
-        torch.promote_types(displacement.dtype, torch.float32)
-    )  # half has no large integers
-    x, y = displacement.permute(0, 2, 3, 1).unflatten(-1, (2, -1)).unbind(-2)  # (batch, height, width, groups)
-    rows_of_image = torch.arange(height, device=x.device)[:, None, None]
-    columns = torch.arange(width, device=x.device)[:, None]
-    x, y = (columns + x).clamp(0, width - 1), (rows_of_image + y).clamp(0, height - 1)
-    left, top = x.detach().floor().long(), y.detach().floor().long()
-    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-    x, y = x - left, y - top
+    # Corners are integers, displaced from the pixel itself: half precision has no room for a position in the image.
+    whole = displacement.detach().floor()
+    x, y = to_pairs(displacement - whole)
+    left, top = to_pairs(whole.clamp(-MAX_DISPLACEMENT, MAX_DISPLACEMENT).to(torch.int32))
+    arange = partial(torch.arange, dtype=torch.int32, device=features.device)
+    left, top = left + arange(width)[:, None], top + arange(height)[:, None, None]
+    left, right = left.clamp(0, width - 1), (left + 1).clamp(0, width - 1)
+    top, bottom = top.clamp(0, height - 1), (top + 1).clamp(0, height - 1)
 
-    image = torch.arange(batch, device=x.device)[:, None, None, None] * height
-    group = torch.arange(NUM_GROUPS, device=x.device)
+    image = arange(batch)[:, None, None, None] * height
     corners = [(top, left), (top, right), (bottom, left), (bottom, right)]
-    indices = torch.stack([((image + j) * width + i) * NUM_GROUPS + group for j, i in corners], dim=-1)
+    indices = torch.stack([((image + j) * width + i) * NUM_GROUPS + arange(NUM_GROUPS) for j, i in corners], dim=-1)
     weights = torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], dim=-1)
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels // NUM_GROUPS)
     sampled = weighted_gather(rows, indices.flatten(0, -2), weights.flatten(0, -2))
     return sampled.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def to_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, 2 * groups, height, width) -> the two (batch, height, width, groups), for horizontal and vertical."""
+    horizontal, vertical = x.permute(0, 2, 3, 1).unflatten(-1, (2, -1)).unbind(-2)
+    return horizontal, vertical
 
 
 # CARAFE, content-aware reassembly of features (https://arxiv.org/abs/1905.02188), as one weighted gather, and its
@@ -240,11 +244,20 @@ class FeatureGradient(torch.autograd.Function):
 
 def reassemble(features: Tensor, kernels: Tensor, scale: int) -> Tensor:
     """Do what [`carafe`] does, differentiated operator by operator."""
-    batch, channels, *low_size = features.shape
-    height, width = (scale * length for length in low_size)
-    rows, indices = neighborhoods(features, int(kernels.shape[-1] ** 0.5), scale)
-    output = weighted_gather(rows, indices, kernels.flatten(0, 2))
-    return output.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    batch, channels, height, width = features.shape
+    size = int(kernels.shape[-1] ** 0.5)
+    if torch.compiler.is_exporting():  # the output pixels that lie in one pixel share its neighborhood
+        kernels = swap_blocks(kernels, (batch * height, scale, width, scale * size**2))
+        output = gathered_products(*neighborhoods(features, size, 1), kernels.reshape(-1, scale**2, size**2))
+        output = swap_blocks(output, (batch * height, width, scale, scale * channels))
+    else:
+        output = weighted_gather(*neighborhoods(features, size, scale), kernels.flatten(0, 2))
+    return output.reshape(batch, scale * height, scale * width, channels).permute(0, 3, 1, 2)
+
+
+def swap_blocks(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Return `x`, of that shape, with its two middle axes swapped."""
+    return x.reshape(shape).transpose(1, 2)
 
 
 def neighborhoods(features: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:
@@ -254,7 +267,8 @@ def neighborhoods(features: Tensor, size: int, scale: int) -> tuple[Tensor, Tens
     2).
     """
     rows, padded_size = pad_to_rows(features, size // 2)
-    top, left = (torch.arange(scale * length, device=features.device) // scale for length in features.shape[2:])
+    arange = partial(torch.arange, dtype=torch.int32, device=features.device)
+    top, left = (arange(length)[:, None].expand(-1, scale).flatten() for length in features.shape[2:])
     return rows, window_indices(top, left, size, features.shape[0], padded_size)
 
 
@@ -290,8 +304,8 @@ def window_indices(top: Tensor, left: Tensor, size: int, batch: int, map_size: t
     Indices (batch * len(top) * len(left), size ** 2).
     """
     height, width = map_size
-    side = torch.arange(size, device=top.device)
+    side = torch.arange(size, dtype=top.dtype, device=top.device)
     corner = (top[:, None] * width + left).flatten()
     indices = corner[:, None] + (side[:, None] * width + side).flatten()
-    image = torch.arange(batch, device=top.device)[:, None, None] * (height * width)
+    image = torch.arange(batch, dtype=top.dtype, device=top.device)[:, None, None] * (height * width)
     return (indices + image).flatten(0, 1)
