@@ -424,7 +424,8 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     weights = cubic_weights(fraction)
     x = x.flatten(0, 1)
     if torch.compiler.is_exporting():
-        return sum(weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights))
+        nearest, *others = (weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights))
+        return sum(others, start=nearest)
     bags = torch.stack(indices, dim=-1).flatten(0, 1)
     resized = weighted_gather(x, bags, torch.stack(weights, dim=-1).repeat(num_heads, 1))
     return resized.view(num_heads, rows.shape[0], num_columns)
