@@ -221,8 +221,9 @@ class FeaturePyramid(nn.Module):
 
     def pad(self, pixel_values: Tensor) -> Tensor:
         """Pad images, whose sides are multiples of 32, with zeros at the bottom and the right to whole patches."""
-        is_whole = self.patch_size is None or STRIDE % self.patch_size == 0
-        return pixel_values if is_whole else pad_to_stride(pixel_values, self.patch_size)
+        if self.patch_size is None or STRIDE % self.patch_size == 0:
+            return pixel_values
+        return pad_to_stride(pixel_values, self.patch_size)
 
     def forward(self, feature_maps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Map the backbone's maps of images of `size`, multiples of 32, to (batch, channels[i], height / 4 ...).
