@@ -7,7 +7,7 @@ never cached where they could go stale; inference takes the queries in chunks, s
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -424,7 +424,7 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     weights = cubic_weights(fraction)
     x = x.flatten(0, 1)
     if torch.compiler.is_exporting():
-        return sum(weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights))
+        return reduce(torch.add, (weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights)))
     bags = torch.stack(indices, dim=-1).flatten(0, 1)
     resized = weighted_gather(x, bags, torch.stack(weights, dim=-1).repeat(num_heads, 1))
     return resized.view(num_heads, rows.shape[0], num_columns)
