@@ -453,6 +453,8 @@ def is_known_to_be(length: int, other: int) -> bool:
 
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
     """Map (new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
+    if torch.compiler.is_exporting():  # a product, for runtimes without Einsum
+        return (mixing @ attention.flatten(2)).unflatten(2, attention.shape[2:])
     return torch.einsum("gh,bhqk->bgqk", mixing, attention)
 
 
