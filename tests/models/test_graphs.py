@@ -160,9 +160,12 @@ def test_positions_outlive_half_precision(operators, tmp_path):
 def test_models(family, fused, tmp_path):
     model = tiny_model(family).fuse() if fused else tiny_model(family)
     session = export(model, {"pixel_values": images(2, 3, 96, 64)}, {"pixel_values": ANY_IMAGES}, tmp_path / "m.onnx")
+    # Where the few classes of a random model are nearly equal, eager float32 is far from exact.
+    exact = model.double()
     for shape in ((2, 3, 96, 64), (1, 3, 64, 64), (1, 3, 333, 501), (3, 3, 61, 97)):
-        inputs = {"pixel_values": images(*shape)}
-        assert_same_outputs(run(session, inputs), [model(**inputs).logits])
+        pixel_values = images(*shape)
+        logits = exact(pixel_values.double()).logits.float()
+        assert_same_outputs(run(session, {"pixel_values": pixel_values}), [logits])
 
 
 @pytest.mark.slow

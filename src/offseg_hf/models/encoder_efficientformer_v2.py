@@ -7,7 +7,7 @@ never cached where they could go stale; inference takes the queries in chunks, s
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -424,8 +424,7 @@ def resize_rows(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     weights = cubic_weights(fraction)
     x = x.flatten(0, 1)
     if torch.compiler.is_exporting():
-        nearest, *others = (weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights))
-        return sum(others, start=nearest)
+        return reduce(torch.add, (weight[:, None] * F.embedding(index, x) for index, weight in zip(indices, weights)))
     bags = torch.stack(indices, dim=-1).flatten(0, 1)
     resized = weighted_gather(x, bags, torch.stack(weights, dim=-1).repeat(num_heads, 1))
     return resized.view(num_heads, rows.shape[0], num_columns)
@@ -454,6 +453,8 @@ def is_known_to_be(length: int, other: int) -> bool:
 
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
     """Map (new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
+    if torch.compiler.is_exporting():  # a product, for runtimes without Einsum
+        return (mixing @ attention.flatten(2)).unflatten(2, attention.shape[2:])
     return torch.einsum("gh,bhqk->bgqk", mixing, attention)
 
 
