@@ -162,7 +162,9 @@ def test_commands_are_there(document, words):
         case ["make", *arguments]:
             targets = {argument for argument in arguments if "=" not in argument}
             assert targets <= MAKE_TARGETS
-        case ["accelerate" | "python" | ".venv/bin/python", *_] if any(word.endswith(".py") for word in words):
+        case ["accelerate" | "torchrun" | "python" | ".venv/bin/python", *_] if any(
+            word.endswith(".py") for word in words
+        ):
             check_script(words)
         case ["pip", "install", *arguments]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

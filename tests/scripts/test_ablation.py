@@ -49,6 +49,7 @@ def test_ablation(tmp_path):
     assert without.returncode == 0 and "class branch 0.000, feature branch 0.000" in without.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told(tmp_path):
     write_tiny(tmp_path)
     command = ("--config", "tiny.yaml", "--seeds", "-1", "1", "--output", "runs")

@@ -1,6 +1,7 @@
 """A network as ONNX: traced by `torch.export`, with what it is written into the file's own metadata."""
 
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -79,7 +80,9 @@ def export_onnx(model: nn.Module, path: Path, example: Tensor, size: tuple[int, 
 def to_half(path: Path) -> None:
     """Turn the weights and the arithmetic of a file into fp16; images and logits stay float32."""
     onnx = require("onnx")
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    require("onnxruntime")
+    with _same_search_path():
+        from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
 
@@ -119,6 +122,16 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+
+
+@contextmanager
+def _same_search_path() -> Iterator[None]:
+    """Take back what an import adds to where modules are looked for: onnxruntime.transformers adds its own folder."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @contextmanager

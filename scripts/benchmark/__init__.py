@@ -1,0 +1,1 @@
+"""A package, as other packages bring modules of this name."""
