@@ -11,6 +11,9 @@ TRANSFORMERS_TESTS := $(CACHE)/transformers-$(TRANSFORMERS)/tests
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# One more than there are cores, as some tests wait.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 4))')
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -24,11 +27,11 @@ demo: $(VENV)/installed  ## Train a small OffSeg on generated scenes, evaluate, 
 
 .PHONY: test
 test: lint $(VENV)/timm/installed  ## Lint and test, all but the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: coverage
 coverage: $(VENV)/timm/installed  ## The tests of `make test`, and which lines and branches they reach, subprocesses included
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --cov --cov-report term
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile --cov --cov-report term
 
 .PHONY: test-slow
 test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole models
@@ -36,7 +39,7 @@ test-slow: $(VENV)/installed  ## The slow tests: compilation and export of whole
 
 .PHONY: test-oldest
 test-oldest: $(OLDEST)/installed  ## The tests of `make test` with the oldest versions of all dependencies
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: test-transformers
 test-transformers: $(VENV)/installed $(TRANSFORMERS_TESTS)  ## transformers' own common tests, applied to our classes

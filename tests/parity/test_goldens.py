@@ -81,6 +81,7 @@ def assert_features_and_logits(name: str, model_of: Callable[[str], PreTrainedMo
     assert agreement >= 0.999
 
 
+@pytest.mark.slow  # what becomes of them in a photo is not
 @torch.no_grad()
 @pytest.mark.parametrize("name", UNIVERSAL)
 def test_queries(name):

@@ -229,8 +229,6 @@ def weighted_gather(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     weights = weights.to(rows.dtype)
     if torch.compiler.is_exporting():
         return gathered_products(rows, indices, weights[:, None])[:, 0]
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        return (weights[..., None] * F.embedding(indices, rows)).sum(dim=1)  # which a compiler makes one loop of
     gathered = F.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)
     if is_recorded(rows, weights):
         return GatherGradient.apply(gathered, rows, indices, weights)
