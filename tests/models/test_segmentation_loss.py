@@ -36,6 +36,7 @@ def test_bands_change_neither_loss_nor_gradient(old, new, band_values, weights):
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_by_differences():
     logits, labels = problem((3, 4), (7, 9))
     assert torch.autograd.gradcheck(lambda logits: segmentation_loss(logits, labels, 255, None, 2 * 7 * 9), logits)

@@ -216,6 +216,7 @@ def weights_of(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / "last" / "training_state.pt")["model"]
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_trains_the_same_weights(processes, tmp_path):
     """Statistics of batch norms too, which see every batch twice; and a training may go on with it or without."""
     settings = ("--config", "tiny.yaml", "schedule.iterations=3", "training.evaluation_interval=3")
