@@ -164,18 +164,17 @@ def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["offseg", "segformer", "segnext"])
+@pytest.mark.parametrize("family", ["offseg", "segnext"])
 @every_format
-def test_any_size(tmp_path, family, format):
-    """Without --size images may have any: batches, and sides that no stride divides."""
+def test_families(tmp_path, family, format):
+    """Without --size, the size is that of a window."""
     save_small_model(tmp_path / "model", family)
-    export_model(tmp_path / "model", tmp_path / "x", options=ExportOptions(format=format))
+    report = export_model(tmp_path / "model", tmp_path / "x", options=ExportOptions(format=format))
+    assert report["size"] == [64, 64] and report["equal_labels"] > 0.999
     ours, theirs = Segmenter(tmp_path / "model").model, Segmenter(tmp_path / "x").model
-    for size in ((64, 64), (83, 125), (96, 33)):
-        images = torch.randn(2, 3, *size)
-        with torch.no_grad():
-            expected, got = ours(images).logits, theirs(images).logits
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images).logits, ours(images).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -189,4 +188,5 @@ def test_precisions(folder, tmp_path, format, precision):
     assert report["precision"] == precision and report["equal_labels"] > 0.95
     assert report["computed_in"] in (precision, "fp32" if precision == "bf16" else precision)
     if precision != "bf16":
-        assert report["megabytes"] < json.loads((folder / format / "export.json").read_text())["megabytes"]
+        file = "model.onnx" if format == "onnx" else "model.bin"
+        assert (tmp_path / "x" / file).stat().st_size < (folder / format / file).stat().st_size

@@ -34,7 +34,9 @@ def export(
     ] = Precision.fp32,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="HEIGHT WIDTH", help="The only size that the network takes; by default any."),
+        typer.Option(
+            metavar="HEIGHT WIDTH", help="What the network sees; by default the size of the first photo or window."
+        ),
     ] = None,
     photos: Annotated[
         list[str] | None,

@@ -48,8 +48,8 @@ class ExportOptions:
     Args:
         format: "onnx" or "openvino".
         precision: of `PRECISIONS`.
-        size: height and width of the only images that the network is to take; None for any. Of a model that looks
-            through windows, those of the windows.
+        size: height and width of the only images that the network is to take; by default what the image processor
+            makes of the first photo: of a model that looks through windows, a window.
     """
 
     format: str = "onnx"
@@ -123,7 +123,7 @@ def export_model(
         segmenter.fuse(view, (pictures[0].height, pictures[0].width))
         facts = _facts(segmenter, str(model), options)
         seen = (
-            _fitting(image, options.size)
+            _fitting(image, (example.shape[-2], example.shape[-1]))
             for path in (photos[::2] if is_calibrated else ())
             for image in _images(segmenter.prepare(read_photo(path)))
         )
@@ -133,7 +133,7 @@ def export_model(
         exported_config = ExportedConfig(
             format=options.format,
             precision=options.precision,
-            size=options.size,
+            size=list(example.shape[-2:]),
             num_channels=getattr(config, "num_channels", 3),
             num_parameters=segmenter.model.num_parameters(),
             source=json.loads(facts["source"]),
@@ -148,7 +148,7 @@ def export_model(
             "model": str(model),
             "format": options.format,
             "precision": options.precision,
-            "size": options.size,
+            "size": list(example.shape[-2:]),
             "offseg_hf": __version__,
             "photos": len(pictures),
             "generated": not photos,
@@ -206,7 +206,7 @@ def _write(
 ) -> None:
     """Write the files of the network; `seen` are images to calibrate with."""
     file = folder / FILES["onnx"][0]
-    export_onnx(network, file, example, options.size, facts)
+    export_onnx(network, file, example, facts)
     if options.precision == "fp16":
         to_half(file)
     if options.precision == "int8":

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from offseg_hf.export.runtime import require
 OPSET = 20  # the first with GELU
 # What is computed of constants is baked into the file up to so many values; runtimes compute the rest when they load.
 FOLDED_INPUT, FOLDED_OUTPUT = 1024, 4096
-LARGEST_SIDE = 8192
 
 
 class Logits(nn.Module):
@@ -34,14 +32,13 @@ class Logits(nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
-def export_onnx(model: nn.Module, path: Path, example: Tensor, size: tuple[int, int] | None, facts: Mapping[str, str]):
-    """Write a model as ONNX, for batches of any size.
+def export_onnx(model: nn.Module, path: Path, example: Tensor, facts: Mapping[str, str]) -> None:
+    """Write a model as ONNX, for images of one size, one at a time.
 
     Args:
         model: of transformers, whose outputs are `logits`.
         path: the file.
-        example: images (batch, channels, height, width) to trace it with.
-        size: height and width, the only ones that the file takes; None for any.
+        example: an image (1, channels, height, width) of the size.
         facts: metadata.
 
     Raises:
@@ -50,10 +47,6 @@ def export_onnx(model: nn.Module, path: Path, example: Tensor, size: tuple[int, 
     require("onnxscript")
     from onnxscript.optimizer import optimize_ir
 
-    Dim = torch.export.Dim
-    shape: dict[int, Any] = {0: Dim("batch", min=1, max=64)}
-    if size is None:
-        shape |= {2: Dim("height", min=2, max=LARGEST_SIDE), 3: Dim("width", min=2, max=LARGEST_SIDE)}
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -61,7 +54,6 @@ def export_onnx(model: nn.Module, path: Path, example: Tensor, size: tuple[int, 
                 (),
                 kwargs={"pixel_values": example},
                 dynamo=True,
-                dynamic_shapes={"pixel_values": shape},
                 input_names=["pixel_values"],
                 output_names=["logits"],
                 opset_version=OPSET,
@@ -69,8 +61,7 @@ def export_onnx(model: nn.Module, path: Path, example: Tensor, size: tuple[int, 
                 verbose=False,
             )
     except Exception as error:  # of the tracer, of the exporter and of the model: they have no base in common
-        advice = "" if size is not None else "; some models can be exported for one size only (--size)"
-        raise ValueError(f"this model cannot be exported to ONNX{advice}") from error
+        raise ValueError("this model cannot be exported to ONNX") from error
     assert program is not None
     optimize_ir(program.model, input_size_limit=FOLDED_INPUT, output_size_limit=FOLDED_OUTPUT)
     program.model.metadata_props.update(facts)
@@ -80,8 +71,7 @@ def export_onnx(model: nn.Module, path: Path, example: Tensor, size: tuple[int, 
 def to_half(path: Path) -> None:
     """Turn the weights and the arithmetic of a file into fp16; images and logits stay float32."""
     onnx = require("onnx")
-    require("onnxruntime")
-    with _same_search_path():
+    with _converters():
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
@@ -96,9 +86,9 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
         path: the file.
         images: float32 (1, channels, height, width).
     """
-    require("onnxruntime")
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    with _converters():
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(CalibrationDataReader):
         def __init__(self) -> None:
@@ -125,9 +115,10 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
 
 
 @contextmanager
-def _same_search_path() -> Iterator[None]:
-    """Take back what an import adds to where modules are looked for: onnxruntime.transformers adds its own folder."""
+def _converters() -> Iterator[None]:
+    """Let modules of onnxruntime.transformers find each other: they add their folder to the search path, for good."""
     before = list(sys.path)
+    sys.path.append(str(Path(require("onnxruntime").__file__).parent / "transformers"))
     try:
         yield
     finally:

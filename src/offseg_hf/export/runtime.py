@@ -48,8 +48,8 @@ class ExportedConfig(PreTrainedConfig):
         `"onnx"` or `"openvino"`.
     precision (`str`, *optional*, defaults to `"fp32"`):
         What the network computes in.
-    size (`list[int]`, *optional*):
-        Height and width of the only images that the network takes; by default it takes any.
+    size (`list[int]`, *optional*, defaults to `[512, 512]`):
+        Height and width of the only images that the network takes.
     num_channels (`int`, *optional*, defaults to 3):
         Of the images.
     num_parameters (`int`, *optional*, defaults to 0):
@@ -65,7 +65,7 @@ class ExportedConfig(PreTrainedConfig):
 
     format: str = "onnx"
     precision: str = "fp32"
-    size: list[int] | tuple[int, ...] | None = None
+    size: list[int] | tuple[int, ...] = (512, 512)
     num_channels: int = 3
     num_parameters: int = 0
     source: dict | None = None
@@ -131,10 +131,11 @@ class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel
     def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits of images, one by one, and no feature maps."""
         size = self.config.size
-        if size is not None and tuple(pixel_values.shape[-2:]) != tuple(size):
+        if tuple(pixel_values.shape[-2:]) != tuple(size):
             raise ValueError(
                 f"this model was exported for images of {size[0]} x {size[1]} (height x width), got "
-                f"{pixel_values.shape[-2]} x {pixel_values.shape[-1]}: export it without --size for any"
+                f"{pixel_values.shape[-2]} x {pixel_values.shape[-1]}: use the model itself for these, or export it "
+                "again with a photo of this size (--photos)"
             )
         images = pixel_values.to("cpu", torch.float32).numpy()
         logits = np.concatenate([self.network.run(image[None]) for image in images])
