@@ -32,7 +32,6 @@ from offseg_hf import (
 from offseg_hf.data.dataset import load_segmentation_data
 from offseg_hf.data.label_image import LabelImage
 from offseg_hf.data.label_sets import LABEL_SETS
-from offseg_hf.data.scenes.folder import write_scenes
 from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
 from offseg_hf.evaluation import (
     OFFICIAL_SCALES,
@@ -62,6 +61,7 @@ from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.models.image_operations import keep_ratio_size, resize_bilinear, sliding_windows
 from offseg_hf.utils.files import whole_file
 from tests.comparison import assert_same_counts, sure_pixels
+from tests.evaluation.uneven import write_uneven
 from tests.processes import run_together
 from tests.semantic_models import LABELS, pass_signals
 from tests.semantic_models import small_model as transformers_model
@@ -103,13 +103,8 @@ def processor() -> OffSegImageProcessor:
 @pytest.fixture(scope="module")
 def scenes_folder(tmp_path_factory) -> Path:
     """Scenes of unequal sizes, partly not annotated."""
-    folder = write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=0, val=NUM_IMAGES, size=(32, 24))
-    for index in range(NUM_IMAGES):
-        photo, label_map = render_scene(index, (84 + 10 * index, 60))
-        label_map[:6, :20] = 255
-        photo.save(folder / "images" / "val" / f"{index:06d}.png")
-        Image.fromarray(label_map).save(folder / "masks" / "val" / f"{index:06d}.png")
-    return folder
+    sizes = [(84 + 10 * index, 60) for index in range(NUM_IMAGES)]
+    return write_uneven(tmp_path_factory.mktemp("data") / "scenes", sizes)
 
 
 @pytest.fixture(scope="module")

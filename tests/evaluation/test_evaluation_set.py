@@ -18,9 +18,10 @@ from transformers import (
 
 from offseg_hf import EvaluationSet, OffSegImageProcessor, load_segmentation_data
 from offseg_hf.data.scenes.folder import write_scenes
-from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
+from offseg_hf.data.scenes.street import SCENE_LABELS
 from offseg_hf.evaluation import evaluate_model
 from tests import semantic_models
+from tests.evaluation.uneven import write_uneven
 from tests.processes import run_together
 from tests.semantic_models import pass_signals
 from tests.small_model import save_small_model
@@ -36,22 +37,14 @@ ARGUMENTS = {
 }
 
 
-def write_uneven(folder: Path) -> Path:
-    """Five scenes of unequal widths and heights, partly not annotated, and four to train on."""
-    write_scenes(folder, train=4, val=5, size=(96, 64))
-    for index in range(5):
-        photo, label_map = render_scene(index, (84 + 10 * index, 60 + 8 * (index % 3)))
-        label_map[:6, :20] = 255
-        photo.save(folder / "images" / "val" / f"{index:06d}.png")
-        Image.fromarray(label_map).save(folder / "masks" / "val" / f"{index:06d}.png")
-    return folder
+SIZES = [(84 + 10 * index, 60 + 8 * (index % 3)) for index in range(5)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The data, and a small model that tells classes apart, with its image processor."""
     folder = tmp_path_factory.mktemp("trainer")
-    write_uneven(folder / "scenes")
+    write_uneven(folder / "scenes", SIZES, train=4)
     save_small_model(folder / "model", "segformer")
     model = AutoModelForSemanticSegmentation.from_pretrained(folder / "model")
     pass_signals(model)

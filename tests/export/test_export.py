@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from offseg_hf.data.scenes.folder import write_scenes
+from offseg_hf.export import Format, Precision
 from offseg_hf.export.export import ExportOptions, export_model
 from offseg_hf.export.onnx import quantize
 from offseg_hf.export.runtime import open_network
@@ -31,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     write_scenes(folder / "scenes", train=1, val=3, size=(128, 96))
     for format in ("onnx", "openvino"):
         result = offseg(
-            *("export", folder / "model", "--format", format, "--size", "64", "64"),
+            *("export", folder / "model", "--format", format),
             *("--photos", folder / "scenes" / "images" / "val", "--output", folder / format),
         )
         assert result.returncode == 0, result.stderr
@@ -118,8 +119,6 @@ def test_what_it_cannot_do_is_refused(folder, tmp_path):
         (("--format", "openvino", "--precision", "fp16"), "expected fp16 in the format onnx, got openvino"),
         (("--precision", "bf16"), "expected bf16 in the format openvino, got onnx"),
         (("--precision", "int8"), "int8 needs photos to calibrate with"),
-        (("--size", "96", "64"), "64 x 64 (height x width), got 96 x 64"),
-        (("--size", "8", "8"), "at least 32 x 32, got 8 x 8"),
         (("--photos", "nowhere"), "nowhere: no such file or folder"),
     ],
 )
@@ -138,7 +137,7 @@ def test_models_of_masks_are_refused(tmp_path):
 def test_what_exists_is_kept(folder, tmp_path):
     shutil.copytree(folder / "onnx", tmp_path / "x")
     before = (tmp_path / "x" / "model.onnx").read_bytes()
-    result = offseg("export", folder / "model", "--size", "64", "64", "--output", tmp_path / "x")
+    result = offseg("export", folder / "model", "--output", tmp_path / "x")
     assert result.returncode == 1 and "exists and is kept" in result.stderr
     assert (tmp_path / "x" / "model.onnx").read_bytes() == before
 
@@ -151,7 +150,7 @@ def test_an_export_that_differs_is_no_file(folder, tmp_path):
     name = next(name for name in weights if name.endswith("class_representation"))
     weights[name] = weights[name] * 1e6
     save_file(weights, tmp_path / "large" / "model.safetensors", metadata={"format": "pt"})
-    options = ExportOptions(precision="fp16", size=(64, 64))
+    options = ExportOptions(precision=Precision.fp16)
     with pytest.raises(ValueError, match="differs from the model by more than fp16 explains, and is not kept"):
         export_model(tmp_path / "large", tmp_path / "x", options=options)
     assert not list(tmp_path.glob("*x*"))
@@ -169,10 +168,10 @@ def test_a_missing_package_is_named(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", ["offseg", "segnext"])
 @every_format
 def test_families(tmp_path, family, format):
-    """Without --size, the size is that of a window."""
+    """The size is that of a window."""
     save_small_model(tmp_path / "model", family)
-    report = export_model(tmp_path / "model", tmp_path / "x", options=ExportOptions(format=format))
-    assert report["size"] == [64, 64] and report["equal_labels"] > 0.999
+    report = export_model(tmp_path / "model", tmp_path / "x", options=ExportOptions(Format(format)))
+    assert report["image"] == [64, 64] and report["equal_labels"] > 0.999
     ours, theirs = Segmenter(tmp_path / "model").model, Segmenter(tmp_path / "x").model
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -182,7 +181,7 @@ def test_families(tmp_path, family, format):
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("openvino", "bf16")])
 def test_precisions(folder, tmp_path, format, precision):
-    options = ExportOptions(format, precision, (64, 64))
+    options = ExportOptions(Format(format), Precision(precision))
     photos = sorted((folder / "scenes" / "images" / "val").iterdir())
     report = export_model(folder / "model", tmp_path / "x", options=options, photos=photos)
     assert report["precision"] == precision and report["equal_labels"] > 0.95
@@ -197,7 +196,7 @@ def test_int8(folder, tmp_path):
     """Its convolutions are quantized; of random weights, whose classes are close, too many labels change."""
     photos = sorted((folder / "scenes" / "images" / "val").iterdir())
     with pytest.raises(ValueError, match="differs from the model by more than int8 explains, and is not kept"):
-        export_model(folder / "model", tmp_path / "x", options=ExportOptions(precision="int8"), photos=photos)
+        export_model(folder / "model", tmp_path / "x", options=ExportOptions(precision=Precision.int8), photos=photos)
     shutil.copy(folder / "onnx" / "model.onnx", tmp_path / "model.onnx")
     images = [torch.randn(1, 3, 64, 64) for _ in range(4)]
     quantize(tmp_path / "model.onnx", (image.numpy() for image in images))

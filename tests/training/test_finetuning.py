@@ -12,13 +12,12 @@ from transformers import AutoModelForSemanticSegmentation, EomtImageProcessorPil
 
 from offseg_hf.data.dataset import label_set_of, load_data, sample_names
 from offseg_hf.data.source import DataSource
-from offseg_hf.training import loop
 from offseg_hf.training.build import load_splits
 from offseg_hf.training.finetuning import fit_recipe, look_at, sizes
 from offseg_hf.training.log import read_log
 from offseg_hf.training.loop import train
 from tests.tiny import tiny_processor
-from tests.training.tiny import NAMES, write_own, write_segformer
+from tests.training.tiny import NAMES, killed_in, write_own, write_segformer
 
 
 @pytest.fixture(scope="module")
@@ -181,24 +180,15 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForSemanticSegmentation.from_pretrained(folder).state_dict()
 
 
-def test_epochs_resume_bitwise(in_process, data, segformer, tmp_path, monkeypatch):
+def test_epochs_resume_bitwise(in_process, data, segformer, tmp_path):
     """Interrupted in the second epoch; evaluated after each."""
     settings = asked(data, segformer, "schedule.epochs=3", "schedule.kind=cosine", "loss=[{kind: lovasz}]")
     recipe, _ = fit_recipe(settings, tmp_path / "whole")
     train(recipe, tmp_path / "whole")
     lines = [line["iteration"] for line in read_log(tmp_path / "whole" / "log.jsonl") if "mIoU" in line]
     assert lines == [2, 4, 6]
-    step = loop.training_step
-
-    def failing_step(training, interruption):
-        if training.progress.iteration == 3:
-            raise RuntimeError("killed")
-        return step(training, interruption)
-
-    monkeypatch.setattr(loop, "training_step", failing_step)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_in(iteration=3):
         train(recipe, tmp_path / "parts")
-    monkeypatch.setattr(loop, "training_step", step)
     for path in (data / "masks" / "train" / "0.png", data / "images" / "train" / "0.png"):
         path.with_name("6.png").write_bytes(path.read_bytes())  # another batch size, warm-up, ... would fit now
     again, _ = fit_recipe(settings, tmp_path / "parts", "auto")

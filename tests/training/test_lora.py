@@ -15,7 +15,7 @@ from offseg_hf.training.loop import train
 from offseg_hf.training.lora import adapted_layers, add_adapters, merged
 from tests import semantic_models
 from tests.tiny import FAMILIES, tiny_model, tiny_processor
-from tests.training.tiny import NAMES, own_recipe, write_own, write_segformer
+from tests.training.tiny import NAMES, killed_in, own_recipe, write_own, write_segformer
 
 
 LORA = ("model.lora_rank=2", "optimizer.learning_rate=0.01")
@@ -94,22 +94,13 @@ def test_what_is_saved_is_a_model(in_process, models, data, tmp_path, name):
     torch.testing.assert_close(scores(adapter, pixel_values), scores(model, pixel_values), atol=1e-4, rtol=1e-3)
 
 
-def test_it_goes_on_bitwise(in_process, models, data, tmp_path, monkeypatch):
+def test_it_goes_on_bitwise(in_process, models, data, tmp_path):
     """Averaged weights too, when it was killed between two checkpoints."""
     settings = ("schedule.iterations=4", "training.ema_decay=0.9")
     recipe = own_recipe(data, models / "segformer", *LORA, *settings)
     train(recipe, tmp_path / "whole")
-    step = loop.training_step
-
-    def failing_step(training, interruption):
-        if training.progress.iteration == 3:
-            raise RuntimeError("killed")
-        return step(training, interruption)
-
-    monkeypatch.setattr(loop, "training_step", failing_step)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_in(iteration=3):
         train(recipe, tmp_path / "parts")
-    monkeypatch.setattr(loop, "training_step", step)
     train(recipe, tmp_path / "parts", "auto")
     whole, parts = (torch.load(tmp_path / name / "last" / "training_state.pt") for name in ("whole", "parts"))
     for kind in ("model", "average"):

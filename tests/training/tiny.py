@@ -1,16 +1,19 @@
 """A training of seconds: an OffSeg of some thousand parameters on generated scenes of 96x64 pixels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from offseg_hf.data.scenes.folder import write_scenes
+from offseg_hf.training import loop
 from offseg_hf.training.recipe import Recipe, load_recipe
 
 
@@ -105,3 +108,19 @@ def own_recipe(data: Path, checkpoint: Path, *settings: str) -> Recipe:
     path = data.with_name("own.yaml")
     path.write_text(yaml.safe_dump(values))
     return load_recipe(path, settings)
+
+
+@contextmanager
+def killed_in(iteration: int) -> Iterator[None]:
+    """Let a training in this process fail in the step after `iteration`, and expect that."""
+    step = loop.training_step
+
+    def failing_step(training, interruption):
+        if training.progress.iteration == iteration:
+            raise RuntimeError("killed")
+        return step(training, interruption)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", failing_step)
+        with pytest.raises(RuntimeError, match="killed"):
+            yield

@@ -1,28 +1,12 @@
 """`offseg export`: a model as a file for another runtime."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from offseg_hf.cli.console import Overwrite, quiet_libraries, stdout
-
-
-class Format(StrEnum):
-    """Name the formats."""
-
-    onnx = "onnx"
-    openvino = "openvino"
-
-
-class Precision(StrEnum):
-    """Name the precisions."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
+from offseg_hf.export import Format, Precision
 
 
 def export(
@@ -32,12 +16,6 @@ def export(
     precision: Annotated[
         Precision, typer.Option(help="What it computes in: bf16 with OpenVINO, fp16 as ONNX, int8 of convolutions.")
     ] = Precision.fp32,
-    size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(
-            metavar="HEIGHT WIDTH", help="What the network sees; by default the size of the first photo or window."
-        ),
-    ] = None,
     photos: Annotated[
         list[str] | None,
         typer.Option(help="Photo, folder or pattern to check with, and to calibrate int8; else generated scenes."),
@@ -52,13 +30,13 @@ def export(
     Examples:
         offseg export runs/mine/best --output exported
         offseg export runs/mine/best --format openvino --precision bf16 --output exported
-        offseg export runs/mine/best --precision int8 --photos my_photos --size 512 512 --output exported
+        offseg export runs/mine/best --precision int8 --photos my_photos --output exported
     """
     from offseg_hf.export.export import ExportOptions, export_model
     from offseg_hf.inference.files import plan
 
     quiet_libraries()
-    options = ExportOptions(format.value, precision.value, size)
+    options = ExportOptions(format, precision)
     options.check()
     jobs, failed = plan(photos or [], output, overwrite=True)
     if failed:
@@ -75,5 +53,5 @@ def export(
         f"{report['megabytes']:g} MB"
     )
     if report["computed_in"] != precision:
-        stdout.print(f"this processor has no {precision.value}: checked and timed in {report['computed_in']}")
+        stdout.print(f"this processor has no {precision}: checked and timed in {report['computed_in']}")
     stdout.print(f"exported to {output}: `offseg segment photo.jpg --model {output} --output segmented`")

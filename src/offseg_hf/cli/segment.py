@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """What is written of a photo."""
+    """Name what is written of a photo."""
 
     pictures = "pictures"
     dataset = "dataset"

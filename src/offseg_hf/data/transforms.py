@@ -37,7 +37,6 @@ CROP_TRIES = 10
 # has its price, too.
 BLOCK_PIXELS = 1 << 17
 
-
 BLUR = (0.1, 2.0)  # standard deviations, in pixels
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from offseg_hf.data.dataset import label_set_of, load_data
+from offseg_hf.data.dataset import label_set_of, load_data, sample_names
 from offseg_hf.data.label_sets import plain_name
 from offseg_hf.data.source import AnySource, DataSource
 from offseg_hf.evaluation.comparison import SavedEvaluation, check_comparable, compare
@@ -21,7 +21,7 @@ from offseg_hf.evaluation.pictures import draw_confusion_matrix
 from offseg_hf.evaluation.prediction import OFFICIAL_SCALES
 from offseg_hf.evaluation.protocol import evaluate_model, metric_for
 from offseg_hf.evaluation.report import environment, metric_report
-from offseg_hf.evaluation.samples import SampleReader, sample_names
+from offseg_hf.evaluation.samples import SampleReader
 from offseg_hf.inference.segmenter import Segmenter, require_segmentation_model
 from offseg_hf.utils.files import file_digests, whole_file
 from offseg_hf.utils.processes import Processes
@@ -156,18 +156,13 @@ def evaluate(
         with whole_file(Path(outputs.save_dir, "confusion_matrix.png")) as path:
             draw_confusion_matrix(result["confusion_matrix"], label_set.names).savefig(path, format="png")
         result["image_counts"].write(Path(outputs.save_dir))
-    refused = None
-    if other is not None:
-        try:
+    try:
+        if other is not None:
             report["comparison"] = compare(result["image_counts"], other, label_set.names, split_title)
-        except ValueError as error:  # of annotations, or the names of a stream: known only now
-            refused, other = error, None
-    if outputs.save_dir is not None:
-        write_page(Path(outputs.save_dir), report, result["image_counts"], other)
-    for file in outputs.report_files:  # last, as they say that everything is there
-        write_json(file, report)
-    if refused is not None:
-        raise refused
+    except ValueError:  # of annotations, or the names of a stream: known only now, and no reason to lose the rest
+        _write(report, result["image_counts"], None, outputs)
+        raise
+    _write(report, result["image_counts"], other, outputs)
     return report
 
 
@@ -189,9 +184,16 @@ def report_again(folder: str | Path, compare_with: str | Path | None = None) -> 
     other = None if compare_with is None else SavedEvaluation.load(compare_with)
     if other is not None:
         report["comparison"] = compare(evaluation.counts, other, evaluation.class_names, evaluation.title)
-    write_page(evaluation.path.parent, report, evaluation.counts, other)
-    write_json(evaluation.path, report)
+    _write(report, evaluation.counts, other, Outputs(evaluation.path.parent))
     return report
+
+
+def _write(report: dict[str, Any], counts: ImageCounts, other: SavedEvaluation | None, outputs: Outputs) -> None:
+    """Write the page, and last the JSON, which says that everything is there."""
+    if outputs.save_dir is not None:
+        write_page(Path(outputs.save_dir), report, counts, other)
+    for file in outputs.report_files:
+        write_json(file, report)
 
 
 def check_classes(

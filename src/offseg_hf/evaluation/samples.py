@@ -105,15 +105,6 @@ class SampleReader(torch.utils.data.Dataset):
             yield self.read(index, row)
 
 
-def sample_names(dataset: "Dataset") -> list[str]:
-    """Return the files of all samples as the data set names them, without reading them."""
-    from datasets import Image as ImageFeature
-
-    cells = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False)).flatten()
-    paths = cells.select_columns("image.path")[:]["image.path"]
-    return [path or f"sample {index}" for index, path in enumerate(paths)]
-
-
 def load_samples(reader: SampleReader, workers: int) -> Iterator[Sample]:
     """Yield the samples of `reader` in order, which `workers` processes read ahead, or raise their errors."""
     loader = torch.utils.data.DataLoader(

@@ -18,6 +18,7 @@ from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, BatchFeature
 
 from offseg_hf import __version__
 from offseg_hf.data.scenes.street import render_scene
+from offseg_hf.export import Format, Precision
 from offseg_hf.export.onnx import export_onnx, quantize, to_half
 from offseg_hf.export.openvino import convert_to_openvino
 from offseg_hf.export.runtime import FILES, RUNTIMES, ExportedConfig, ExportedForSemanticSegmentation, require
@@ -28,10 +29,10 @@ from offseg_hf.utils.files import new_folder
 
 # Precision -> formats that have it, and the share of a photo's labels that must stay.
 PRECISIONS = {
-    "fp32": (("onnx", "openvino"), 0.999),
-    "fp16": (("onnx",), 0.99),
-    "bf16": (("openvino",), 0.97),
-    "int8": (("onnx", "openvino"), 0.95),
+    Precision.fp32: ((Format.onnx, Format.openvino), 0.999),
+    Precision.fp16: ((Format.onnx,), 0.99),
+    Precision.bf16: ((Format.openvino,), 0.97),
+    Precision.int8: ((Format.onnx, Format.openvino), 0.95),
 }
 LARGEST_DIFFERENCE = 1e-3  # of logits in fp32, relative to the largest
 CHECKED_PHOTOS = 4
@@ -46,30 +47,21 @@ class ExportOptions:
     """How a model is exported.
 
     Args:
-        format: "onnx" or "openvino".
-        precision: of `PRECISIONS`.
-        size: height and width of the only images that the network is to take; by default what the image processor
-            makes of the first photo: of a model that looks through windows, a window.
+        format: of the file.
+        precision: that it computes in.
     """
 
-    format: str = "onnx"
-    precision: str = "fp32"
-    size: tuple[int, int] | None = None
+    format: Format = Format.onnx
+    precision: Precision = Precision.fp32
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
-        if self.format not in RUNTIMES:
-            raise ValueError(f"expected a format of {', '.join(RUNTIMES)}, got {self.format!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"expected a precision of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        formats, _ = PRECISIONS[self.precision]
-        if self.format not in formats:
+        formats, _ = PRECISIONS[Precision(self.precision)]
+        if Format(self.format) not in formats:
             raise ValueError(
                 f"expected {self.precision} in the format {' or '.join(formats)}, got {self.format}: its runtime "
                 "would compute in float32 on the CPU"
             )
-        if self.size is not None and min(self.size) < 32:
-            raise ValueError(f"expected a size of at least 32 x 32, got {self.size[0]} x {self.size[1]}")
 
 
 DEFAULTS = ExportOptions()
@@ -104,7 +96,7 @@ def export_model(
     options.check()
     for package in ("onnx", "onnxscript", RUNTIMES[options.format]):
         require(package)
-    if options.precision == "int8" and len(photos) < 2:
+    if options.precision == Precision.int8 and len(photos) < 2:
         raise ValueError("int8 needs photos to calibrate with: pass two or more, as the model is to see (--photos)")
     segmenter = Segmenter(model, "cpu")
     config = segmenter.model.config
@@ -116,14 +108,14 @@ def export_model(
             "classes are put together by its image processor: its export is not supported"
         )
     with new_folder(output, overwrite=overwrite) as folder:
-        is_calibrated = options.precision == "int8"
+        is_calibrated = options.precision == Precision.int8
         pictures = list(_pictures(photos[1::2] if is_calibrated else photos))
         view = segmenter.prepare(pictures[0])
-        example = _fitting(next(_images(view)), options.size)
+        example = next(_images(view)).contiguous()
         segmenter.fuse(view, (pictures[0].height, pictures[0].width))
         facts = _facts(segmenter, str(model), options)
         seen = (
-            _fitting(image, (example.shape[-2], example.shape[-1]))
+            _of_size(image, example.shape[-2:])
             for path in (photos[::2] if is_calibrated else ())
             for image in _images(segmenter.prepare(read_photo(path)))
         )
@@ -148,7 +140,6 @@ def export_model(
             "model": str(model),
             "format": options.format,
             "precision": options.precision,
-            "size": list(example.shape[-2:]),
             "offseg_hf": __version__,
             "photos": len(pictures),
             "generated": not photos,
@@ -205,14 +196,14 @@ def _write(
     seen: Iterable[torch.Tensor],
 ) -> None:
     """Write the files of the network; `seen` are images to calibrate with."""
-    file = folder / FILES["onnx"][0]
+    file = folder / FILES[Format.onnx][0]
     export_onnx(network, file, example, facts)
-    if options.precision == "fp16":
+    if options.precision == Precision.fp16:
         to_half(file)
-    if options.precision == "int8":
+    if options.precision == Precision.int8:
         quantize(file, (image.numpy() for image in seen))
-    if options.format == "openvino":
-        convert_to_openvino(file, folder / FILES["openvino"][0], facts)
+    if options.format == Format.openvino:
+        convert_to_openvino(file, folder / FILES[Format.openvino][0], facts)
         file.unlink()
 
 
@@ -252,13 +243,13 @@ def _images(inputs: BatchFeature) -> Iterator[torch.Tensor]:
         yield pixel_values[..., top:bottom, left:right]
 
 
-def _fitting(image: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+def _of_size(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return the image, which must have the only size that the export is for."""
-    found = tuple(image.shape[-2:])
-    if size is not None and found != tuple(size):
+    if image.shape[-2:] != size:
         raise ValueError(
-            f"expected the size that the model's image processor gives, {found[0]} x {found[1]} (height x width), got "
-            f"{size[0]} x {size[1]} (--size)"
+            f"expected photos of which the network sees {size[0]} x {size[1]} (height x width), as of the first one "
+            f"that checks, got one of which it sees {image.shape[-2]} x {image.shape[-1]}: calibrate with photos of "
+            "one shape (--photos)"
         )
     return image.contiguous()
 
@@ -268,14 +259,16 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _require_alike(report: Mapping[str, Any], precision: str) -> None:
+def _require_alike(report: Mapping[str, Any], precision: Precision) -> None:
     share = PRECISIONS[precision][1]
-    differs = precision == "fp32" and report["largest_difference"] > LARGEST_DIFFERENCE * report["largest_logit"]
+    differs = (
+        precision == Precision.fp32 and report["largest_difference"] > LARGEST_DIFFERENCE * report["largest_logit"]
+    )
     if not differs and report["equal_labels"] >= share:
         return
     raise ValueError(
         f"the export differs from the model by more than {precision} explains, and is not kept: expected "
         f"{100 * share:g} % of equal labels on {report['photos']} photos, got {100 * report['equal_labels']:.2f} %; "
         f"logits up to {report['largest_logit']:.3g} differ by {report['largest_difference']:.2g}"
-        + ("" if precision == "fp32" else "; try fp32, or photos like those that it was trained on (--photos)")
+        + ("" if precision == Precision.fp32 else "; try fp32, or photos like those that it was trained on (--photos)")
     )

@@ -18,11 +18,12 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from offseg_hf.export import Format
 from offseg_hf.models.modeling_utils import SemanticSegmentationMixin
 
 
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # format -> what runs it, as pip and Python name it
-FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
+RUNTIMES = {Format.onnx: "onnxruntime", Format.openvino: "openvino"}  # as pip and Python name them
+FILES = {Format.onnx: ("model.onnx",), Format.openvino: ("model.xml", "model.bin")}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -74,7 +75,7 @@ class ExportedConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of the `strict` validation."""
         if self.format not in RUNTIMES:
-            raise ValueError(f"format must be one of {', '.join(RUNTIMES)}, got {self.format!r}")
+            raise ValueError(f"format must be one of {', '.join(Format)}, got {self.format!r}")
 
 
 class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel):
@@ -116,7 +117,7 @@ class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel
             )
         if config is None:
             config = ExportedConfig.from_pretrained(name, **where)
-        paths = [cached_file(str(name), file, **where) for file in FILES[config.format]]
+        paths = [cached_file(str(name), file, **where) for file in FILES[Format(config.format)]]
         model = cls(config, open_network(Path(paths[0]), config.format, config.precision)).eval()
         if not kwargs.get("output_loading_info"):
             return model
@@ -176,7 +177,7 @@ def open_network(path: Path, format: str, precision: str) -> Network:
         precision: in which it computes.
     """
     threads = torch.get_num_threads()
-    if format == "onnx":
+    if format == Format.onnx:
         onnxruntime = require("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -71,13 +71,23 @@ class OffsetModelMixin(AnyBase):
         """
         if self.is_remote_code() and self.other_auto_classes:
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | self.other_auto_classes
-        # FSDP2 makes a class of its own of a model's: its code would be saved in the place of the model's.
-        sharded = type(self)
-        self.__class__ = next(each for each in sharded.__mro__ if each.__module__.partition(".")[0] != "torch")
-        try:
+        with own_class(self):
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
-        finally:
-            self.__class__ = sharded
+
+
+@contextmanager
+def own_class(model: nn.Module) -> Iterator[None]:
+    """Give a model that FSDP2 shards, by a class made of its own, its own one: of that the code is saved."""
+    found = type(model)
+    own = next(each for each in found.__mro__ if each.__module__.partition(".")[0] != "torch")
+    if own is found:
+        yield
+        return
+    model.__class__ = own  # as FSDP2 has set the other
+    try:
+        yield
+    finally:
+        model.__class__ = found
 
 
 def checkpoint_learning_once(checkpoint: Callable, norms: Sequence[nn.Module], function: Callable, *args, **kwargs):
