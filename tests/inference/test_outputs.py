@@ -12,10 +12,10 @@ from PIL import Image
 
 from offseg_hf import load_segmentation_data
 from offseg_hf.data.check import check_segmentation_data
+from offseg_hf.data.dataset import sample_names
 from offseg_hf.data.formats.convert import convert_segmentation_data
 from offseg_hf.data.formats.masks import decode_brush, encode_brush
 from offseg_hf.data.scenes.street import SCENE_LABELS, render_scene
-from offseg_hf.evaluation.samples import sample_names
 from offseg_hf.inference.confidence import confidence_of_rows
 from offseg_hf.inference.files import plan, read_photo, segment
 from offseg_hf.inference.outputs import FiftyOne, LabelStudio, OutputKind, TrainingData
