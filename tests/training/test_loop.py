@@ -228,6 +228,21 @@ def test_gradient_checkpointing_trains_the_same_weights(processes, tmp_path):
     processes.run(*settings, "--output", tmp_path / "again", "--resume", "auto")
 
 
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same_up_to_rounding(processes, tmp_path):
+    """Of a model without dropped paths, as compiled ones draw other random numbers; and it goes on without."""
+    settings = ("--config", "tiny.yaml", "schedule.iterations=2", "training.evaluation_interval=2")
+    settings += ("model.config.drop_path_rate=0",)
+    processes.run(*settings, "--output", tmp_path / "plain")
+    output = processes.run(*settings, "--output", tmp_path / "compiled", "training.compile=true").stdout
+    assert "compiled in the first iteration" in output
+    plain, compiled = weights_of(tmp_path / "plain"), weights_of(tmp_path / "compiled")
+    assert compiled.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-4)
+    processes.run(*settings, "--output", tmp_path / "compiled", "--resume", "auto")
+
+
 def test_gradient_checkpointing_where_there_is_none(recipe):
     model = small_model("mobilenet_v2")
     with pytest.raises(ValueError, match="training.gradient_checkpointing=true: MobileNetV2.* leave it out"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -22,9 +22,13 @@ from offseg_hf.evaluation.prediction import OFFICIAL_SCALES
 from offseg_hf.evaluation.protocol import evaluate_model, metric_for
 from offseg_hf.evaluation.report import environment, metric_report
 from offseg_hf.evaluation.samples import SampleReader
-from offseg_hf.inference.segmenter import Segmenter, require_segmentation_model
+from offseg_hf.inference.segmenter import FUSED_FROM, Segmenter, require_segmentation_model
 from offseg_hf.utils.files import file_digests, whole_file
 from offseg_hf.utils.processes import Processes
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def evaluate(
         compare_with: the `evaluation.json` of an older evaluation of the same images, written with this version.
         progress: as of `Sink`; of several processes the main one calls it.
 
+    A model of eight images or more is fused, if that leaves the label map of the first as it is; the report says so.
+
     Returns:
         The report, as it is written to JSON; None on other processes than the main one.
 
@@ -117,6 +123,7 @@ def evaluate(
         "protocol": _protocol(segmenter.processor, options),
     }
     facts_of_run = environment(segmenter.device, processes.count)
+    facts_of_run["fused"] = names is not None and len(names) >= FUSED_FROM and _fuse(segmenter, dataset)
     progress, metric = progress if processes.is_main else None, metric_for(dataset)
     sink = Sink(metric, progress, counts=ImageCounts(len(label_set)))
     if outputs.save_dir is not None:
@@ -135,7 +142,7 @@ def evaluate(
         sink = folder_sink
     start = time.monotonic()
     result = evaluate_model(
-        segmenter.model,
+        segmenter.network,
         segmenter.processor,
         dataset,
         accelerator=processes.accelerator,
@@ -221,6 +228,15 @@ def check_classes(
         f"({len(differing)} of {len(ours)} classes differ). If they mean the same, pass check_names=False "
         "(--no-check-names)"
     )
+
+
+def _fuse(segmenter: Segmenter, dataset: "Dataset") -> bool:
+    """Run the fused model from now on, if it gives the first photo the same label map; returns whether it is."""
+    sample = SampleReader(dataset, segmenter.processor, [0])[0]
+    if isinstance(sample, ValueError):  # which the evaluation tells
+        return False
+    height, width = sample.label.shape
+    return segmenter.fuse(sample.views[0], (height, width))
 
 
 def _model_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:

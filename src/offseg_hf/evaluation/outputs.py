@@ -182,24 +182,9 @@ class FolderSink(Sink):
         self._writers, self._written = ThreadPoolExecutor(WRITERS), deque[Future[None]]()
 
     def keep(self, sample: Sample, prediction: Tensor) -> None:
-        """Write the pictures of a sample, and from time to time the counts."""
-        label_map = prediction.cpu().numpy()
-        for kind, file in self._paths(sample.index, sample.name).items():
-            if kind in self._kinds:
-                with whole_file(file) as path:
-                    self._picture(kind, sample, label_map).save(path)
+        """Let a thread write the pictures of a sample, and from time to time write the counts."""
         self._wait(pending=WRITERS)
-        self._written.append(
-            self._writers.submit(
-                write_pictures,
-                self._folder / PICTURES,
-                sample.index,
-                sample.photo,
-                sample.label.numpy(),
-                label_map,
-                self._labels.palette,
-            )
-        )
+        self._written.append(self._writers.submit(self._write, sample, prediction.cpu().numpy()))
         self._content = chain(self._content, sample.content)
         if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES:
             self.flush()
@@ -218,9 +203,17 @@ class FolderSink(Sink):
         self._wait(pending=0)
 
     def _wait(self, pending: int) -> None:
-        """Wait until the report's pictures of all samples but the last `pending` are there; raises their errors."""
+        """Wait until the pictures of all samples but the last `pending` are there; raises their errors."""
         while len(self._written) > pending:
             self._written.popleft().result()
+
+    def _write(self, sample: Sample, label_map: np.ndarray) -> None:
+        label = sample.label.numpy()
+        write_pictures(self._folder / PICTURES, sample.index, sample.photo, label, label_map, self._labels.palette)
+        for kind, file in self._paths(sample.index, sample.name).items():
+            if kind in self._kinds:
+                with whole_file(file) as path:
+                    self._picture(kind, sample, label_map).save(path)
 
     def _picture(self, kind: str, sample: Sample, label_map: np.ndarray) -> Image.Image:
         if kind == "submission":

@@ -33,7 +33,7 @@ from transformers import BatchFeature
 
 from offseg_hf.data.reading import to_rgb
 from offseg_hf.inference.outputs import Classes, Labeled, OutputKind, Pictures
-from offseg_hf.inference.segmenter import Segmenter
+from offseg_hf.inference.segmenter import FUSED_FROM, Segmenter
 from offseg_hf.utils.texts import one_line
 
 
@@ -42,8 +42,6 @@ PHOTO_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff"),
     *(".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".pbm", ".tga"),
 )
-# From so many photos on, the model is fused: comparing its label map takes as long as some photos gain.
-FUSED_FROM = 8
 # That read, and that write.
 THREADS = 2
 

@@ -1,7 +1,7 @@
 """A loaded segmentation model: RGB photo in, label map out."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from offseg_hf.zoo.registration import auto_model_class, register
 
 # Share of equal labels from which a fused model is taken for the same: rounding changes ties alone.
 SAME_LABELS = 0.999
+# From so many photos on, a model is fused: comparing its label map takes as long as some photos gain.
+FUSED_FROM = 8
 
 
 class Segmenter:
@@ -53,7 +55,7 @@ class Segmenter:
         self.device = _device(device)
         self.processor, self.model = _load(str(model), dtype)
         self.model.to(self.device).eval()
-        self.network: Callable[..., Any] = self.model
+        self.network = self.model
         self.names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         self.palette = palette_for(self.names, label_set_beside(model))
 

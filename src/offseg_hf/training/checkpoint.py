@@ -34,13 +34,14 @@ from offseg_hf.utils.yaml_files import flat
 
 
 CHECKPOINTS = ("last", "best")
-# Of a recipe, what makes no difference to the weights; `training.device_batch_size` may, which is told, as a machine
-# with less memory must be able to go on.
+# Of a recipe, what makes no difference to the weights but rounding. `training.device_batch_size` may make one, and is
+# told: a machine with less memory must be able to go on.
 FREE_TO_CHANGE = {
     "name",
     "data.source",
     "data.validation_split",
     "data.num_workers",
+    "training.compile",
     "training.device_batch_size",
     "training.gradient_checkpointing",
     "training.evaluation_interval",

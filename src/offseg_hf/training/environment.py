@@ -41,8 +41,8 @@ def check_launcher(environment: Mapping[str, str]) -> None:
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() not in ("no", ""):
         raise ValueError(
-            f"ACCELERATE_DYNAMO_BACKEND={backend}: the model is not compiled for training here; launch without it "
-            "(--dynamo_backend no)"
+            f"ACCELERATE_DYNAMO_BACKEND={backend}: the recipe says whether the model is compiled "
+            "(training.compile=true); launch without it (--dynamo_backend no)"
         )
 
 

@@ -373,6 +373,8 @@ class TrainingRecipe:
         log_interval: Iterations from one line in the log to the next.
         device_batch_size: Samples that a device takes at once, to save memory; null for its whole part of the batch.
         mixed_precision: Precision of the forward; null for what `accelerate launch` was told, or else none.
+        compile: Train with what torch.compile makes of the model, which takes minutes in the first iteration; the
+            same up to rounding, and to what is dropped at random. Evaluation runs as it is.
         gradient_checkpointing: Compute activations again for the gradients instead of keeping them: less memory, more
             time, the same weights.
         ema_decay: Decay of averaged weights, which are then evaluated and saved; null for no averaging.
@@ -389,6 +391,7 @@ class TrainingRecipe:
     log_interval: int = 50
     device_batch_size: int | None = None
     mixed_precision: Precision | None = None
+    compile: bool = False
     gradient_checkpointing: bool = False
     ema_decay: float | None = None
     patience: int | None = None

@@ -172,6 +172,9 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+    if recipe.training.compile:
+        wrapped_model = torch.compile(wrapped_model)
+        notes.append("the model is compiled in the first iteration, which takes minutes (training.compile)")
 
     progress = Progress() if resumed is None else Progress(**resumed.state["progress"])
     training = Training(
