@@ -89,7 +89,12 @@ def test_upload_goes_on_when_the_hub_is_back(local_hub, folder, tmp_path, mode):
 
 @pytest.mark.parametrize(
     ("mode", "place"),
-    [("lfs", CONTENT["lfs"]), ("lfs", ".*/commit/main"), ("xet", CONTENT["xet"]), ("xet", "/xet/v1/shards")],
+    [
+        ("lfs", ".*/commit/main"),
+        ("xet", CONTENT["xet"]),
+        pytest.param("lfs", CONTENT["lfs"], marks=pytest.mark.slow),
+        pytest.param("xet", "/xet/v1/shards", marks=pytest.mark.slow),
+    ],
 )
 def test_upload_that_was_killed_goes_on(local_hub, folder, tmp_path, mode, place):
     """By the same command; until then, the repository is as it was."""
@@ -128,7 +133,7 @@ def test_only_what_is_missing_is_sent_again(local_hub, folder, tmp_path, mode):
     assert remote(local_hub, name) == contents(folder)
 
 
-@pytest.mark.parametrize("status", [429, 500])
+@pytest.mark.parametrize("status", [429, pytest.param(500, marks=pytest.mark.slow)])
 @every_mode
 def test_upload_is_tried_again(local_hub, folder, tmp_path, mode, status):
     """And waits as long as the Hub wants."""
@@ -141,7 +146,7 @@ def test_upload_is_tried_again(local_hub, folder, tmp_path, mode, status):
     assert remote(local_hub, name) == contents(folder)
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [pytest.param(429, marks=pytest.mark.slow), 500])
 def test_commit_that_is_refused_is_told(local_hub, folder, tmp_path, status):
     """By the client for LFS, which does not try it again: it might be done twice. The next upload goes on."""
     name = f"hvision/refused-{status}"

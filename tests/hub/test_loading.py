@@ -1,13 +1,13 @@
 """Models on the Hub are loaded by whoever has offseg_hf, and by whoever has torch and transformers only.
 
-One model per family, small, with image processor and card. Three processes load them, one after the other: with the
-package; with `trust_remote_code=True` where importing it fails; and that again without a network, for two of them. All
-see what was published, and what was pushed again.
+One model per family, small, with image processor and card, in two groups, of which one is slow. Three processes load
+those of a group, one after the other: with the package; with `trust_remote_code=True` where importing it fails; and,
+for the first group, that again without a network. All see what was published, and what was pushed again.
 """
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from tests.tiny import EFFICIENTFORMER, FAMILIES, LABELS, MSCAN, random_values, 
 
 pytest_plugins = ["tests.local_hub.fixtures"]
 
-MODELS = FAMILIES
+# Models and backbones that are published and loaded together: each kind of image processor is in the first.
+GROUPS = (("offseg", "mask2former", "efficientformer"), ("segformer", "segnext", "mscan"))
 BACKBONES: dict[str, Callable[[], torch.nn.Module]] = {
     "efficientformer": lambda: EfficientFormerV2Backbone(
         EfficientFormerV2Config(**EFFICIENTFORMER, out_features=["stage2", "stage4"])
@@ -33,21 +34,23 @@ BACKBONES: dict[str, Callable[[], torch.nn.Module]] = {
 CARD = "---\npipeline_tag: image-segmentation\nlibrary_name: transformers\n---\n# A small model\n"
 
 
-def save(folder: Path, seed: int) -> dict[str, torch.nn.Module]:
-    """Every model and backbone, as a folder to publish."""
-    models = {name: tiny_model(name, seed) for name in MODELS}
-    for name, build in BACKBONES.items():
-        torch.manual_seed(seed)
-        models[name] = random_values(build(), seed)
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        if name in MODELS:
+def build(name: str, seed: int) -> torch.nn.Module:
+    if name in FAMILIES:
+        return tiny_model(name, seed)
+    torch.manual_seed(seed)
+    return random_values(BACKBONES[name](), seed)
+
+
+def save(folder: Path, names: tuple[str, ...], seed: int) -> None:
+    """Models and backbones as folders to publish."""
+    for name in names:
+        build(name, seed).save_pretrained(folder / name)
+        if name in FAMILIES:
             (folder / name / "README.md").write_text(CARD)
             tiny_processor(name).save_pretrained(folder / name)
-    return models
 
 
-# What all three processes run; arguments: a folder for what they see, and what goes before the names of the models.
+# What all three processes run; arguments: a folder for what they see, what goes before names, and the names.
 LOAD = """
 import json
 import sys
@@ -62,7 +65,9 @@ from transformers import (
     pipeline,
 )
 
-folder, prefix = sys.argv[1:]
+folder, prefix, *names = sys.argv[1:]
+models = [name for name in names if name in ("offseg", "segformer", "segnext", "mask2former")]
+backbones = [name for name in names if name not in models]
 photo = Image.open(f"{folder}/photo.png")
 seen = {}
 
@@ -116,7 +121,7 @@ trust, task = {}, None
 """
     + LOAD
     + """
-for name in ("offseg", "segformer", "segnext", "mask2former"):
+for name in models:
     model, processor = look(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -124,9 +129,9 @@ for name in ("offseg", "segformer", "segnext", "mask2former"):
     again = f"tester/trained-{name}"
     model.push_to_hub(again)
     processor.push_to_hub(again)
-for name in ("efficientformer", "mscan"):
+for name in backbones:
     look_at_backbone(name)
-for name in ("offseg", "segnext"):
+for name in {"offseg", "segnext"}.intersection(models):
     stages = ["stage2", "stage4"]
     encoder, info = AutoBackbone.from_pretrained(f"{prefix}{name}", out_features=stages, output_loading_info=True)
     assert not any(info.values())
@@ -143,17 +148,17 @@ trust, task = {"trust_remote_code": True}, None
 """
     + LOAD
     + """
-for name in ("offseg", "segformer", "segnext", "mask2former"):
+for name in models:
     model, processor = look(name)
     model.save_pretrained(f"{folder}/saved-{name}")
     processor.save_pretrained(f"{folder}/saved-{name}")
     model.push_to_hub(f"tester/again-{name}")
     processor.push_to_hub(f"tester/again-{name}")
-for name in ("efficientformer", "mscan"):
+for name in backbones:
     look_at_backbone(name).push_to_hub(f"tester/again-{name}")
 
 for prefix in ("tester/again-", "tester/trained-"):
-    for name in ("offseg", "segformer", "segnext", "mask2former"):
+    for name in models:
         seen[f"{prefix.rpartition('/')[2]}{name}"] = {"outputs": load(name)[2]}
 torch.save(seen, f"{folder}/without-package.pt")
 """
@@ -162,7 +167,7 @@ OFFLINE = (
     WITHOUT_PACKAGE.partition("\nfor name in")[0]
     + """
 task = "image-segmentation"  # which transformers asks the Hub, not the cache, for; as AutoBackbone does for any name
-for name in ("offseg", "mask2former"):  # of each processor's code
+for name in models:
     look(name)
 torch.save(seen, f"{folder}/offline.pt")
 """
@@ -181,28 +186,34 @@ PROCESSES = {"with-package": WITH_PACKAGE, "without-package": WITHOUT_PACKAGE, "
 
 
 @pytest.fixture(scope="module")
-def folder(local_hub, tmp_path_factory) -> Path:
-    """What was published, of two versions, and what the processes saw of it."""
-    folder = tmp_path_factory.mktemp("loading")
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((160, 120)).save(folder / "photo.png")
-    torch.save(torch.randn(1, 3, 64, 96), folder / "pixel_values.pt")
-    for seed in (1, 2):
-        save(folder / str(seed), seed)
-    local_hub.run(PUBLISH, folder, *MODELS, *BACKBONES)
-    for process, script in PROCESSES.items():
-        # Whoever has the package and whoever has not share nothing that was downloaded.
-        environment = {} if process == "with-package" else {"HF_HOME": folder / "home"}
-        if process == "offline":
-            environment["HF_HUB_OFFLINE"] = "1"
-        local_hub.run(script, folder, "hvision/", **environment)
-    return folder
+def folder_of(local_hub, tmp_path_factory) -> Callable[[str], Path]:
+    """What was published of a model's group, of two versions, and what the processes saw of it."""
+
+    @cache
+    def publish_and_load(group: tuple[str, ...]) -> Path:
+        folder = tmp_path_factory.mktemp("loading")
+        pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((160, 120)).save(folder / "photo.png")
+        torch.save(torch.randn(1, 3, 64, 96), folder / "pixel_values.pt")
+        for seed in (1, 2):
+            save(folder / str(seed), group, seed)
+        local_hub.run(PUBLISH, folder, *group)
+        for process, script in PROCESSES.items():
+            # Whoever has the package and whoever has not share nothing that was downloaded.
+            environment = {} if process == "with-package" else {"HF_HOME": folder / "home"}
+            if process == "offline":
+                if group != GROUPS[0]:
+                    continue
+                environment["HF_HUB_OFFLINE"] = "1"
+            local_hub.run(script, folder, "hvision/", *group, **environment)
+        return folder
+
+    return lambda name: next(publish_and_load(group) for group in GROUPS if name in group)
 
 
-@pytest.fixture(scope="module")
-def models(folder, tmp_path_factory) -> dict[int, dict[str, torch.nn.Module]]:
-    """What was published, by version."""
-    return {seed: save(tmp_path_factory.mktemp("models"), seed) for seed in (1, 2)}
+@pytest.fixture
+def folder(folder_of, name) -> Path:
+    return folder_of(name)
 
 
 def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -213,7 +224,12 @@ def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[tor
     return [output.logits] if "logits" in output else [output.class_queries_logits, output.masks_queries_logits]
 
 
-every_model = pytest.mark.parametrize("name", MODELS)
+def slow_but_first(names: tuple[str, ...]) -> list:
+    """The names as parameters; the tests of those that are not in the first group are slow."""
+    return [name if name in GROUPS[0] else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+every_model = pytest.mark.parametrize("name", slow_but_first(FAMILIES))
 
 
 def inputs(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -224,36 +240,39 @@ def inputs(folder: Path, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("process", "name"),
     [
-        *((process, name) for process in ("with-package", "without-package") for name in MODELS),
-        ("offline", "offseg"),
-        ("offline", "mask2former"),
+        pytest.param(process, name, marks=[] if name in GROUPS[0] else pytest.mark.slow)
+        for process in PROCESSES
+        for name in FAMILIES
+        if process != "offline" or name in GROUPS[0]
     ],
 )
-def test_model(folder, models, name, process):
+def test_model(folder, name, process):
     """The newest version, the tagged one, and the pipeline's segments."""
     seen = torch.load(folder / f"{process}.pt")[name]
     assert seen["modules"] == ["offseg_hf" if process == "with-package" else "transformers_modules"]
-    assert_same_outputs(seen["outputs"], outputs(models[2][name], inputs(folder, name)))
+    assert_same_outputs(seen["outputs"], outputs(build(name, 2), inputs(folder, name)))
     if process == "with-package" or name == "offseg":
-        assert_same_outputs(seen["v1"], outputs(models[1][name], inputs(folder, name)))
+        assert_same_outputs(seen["v1"], outputs(build(name, 1), inputs(folder, name)))
         assert_other_outputs(seen["outputs"], seen["v1"])
     assert set(seen["segments"]) <= set(LABELS.values()) and len(seen["segments"]) > 0
     assert all(mask.shape == (120, 160) for mask in seen["segments"].values())
 
 
 @pytest.mark.parametrize("process", ["with-package", "without-package"])
-@pytest.mark.parametrize("name", BACKBONES)
-def test_backbone(folder, models, name, process):
+@pytest.mark.parametrize("name", slow_but_first(tuple(BACKBONES)))
+def test_backbone(folder, name, process):
     seen = torch.load(folder / f"{process}.pt")[name]
     inputs = {"pixel_values": torch.load(folder / "pixel_values.pt")}
-    assert_same_outputs(seen["outputs"], outputs(models[2][name], inputs))
+    assert_same_outputs(seen["outputs"], outputs(build(name, 2), inputs))
 
 
-@pytest.mark.parametrize(("name", "backbone"), [("offseg", "efficientformer"), ("segnext", "mscan")])
-def test_encoder_of_a_model_is_a_backbone(folder, models, name, backbone):
+@pytest.mark.parametrize(
+    ("name", "backbone"), [("offseg", "efficientformer"), pytest.param("segnext", "mscan", marks=pytest.mark.slow)]
+)
+def test_encoder_of_a_model_is_a_backbone(folder, name, backbone):
     seen = torch.load(folder / "with-package.pt")[f"encoder of {name}"]
     encoder = BACKBONES[backbone]().eval()
-    encoder.encoder.load_state_dict(models[2][name].encoder.state_dict())
+    encoder.encoder.load_state_dict(build(name, 2).encoder.state_dict())
     assert_same_outputs(seen["outputs"], outputs(encoder, {"pixel_values": torch.load(folder / "pixel_values.pt")}))
 
 
@@ -272,9 +291,9 @@ def test_what_was_loaded_can_be_pushed_again(folder, local_hub, name):
 
 
 @every_model
-def test_what_was_trained_has_its_own_code(folder, models, name):
+def test_what_was_trained_has_its_own_code(folder, name):
     """It works where the package is not installed, and is not what was published."""
-    trained = deepcopy(models[2][name])
+    trained = build(name, 2)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.mul_(0.9)
