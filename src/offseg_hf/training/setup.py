@@ -55,6 +55,7 @@ from offseg_hf.training.optimization import build_optimizer
 from offseg_hf.training.recipe import Recipe, ScheduleRecipe
 from offseg_hf.training.state import INITIALIZATION, Progress, WeightAverage, seed_generators
 from offseg_hf.training.values import named_settings
+from offseg_hf.utils.memory import keep_freed_memory
 from offseg_hf.utils.texts import one_line
 
 
@@ -215,6 +216,8 @@ def start_process(recipe: Recipe, output: Path, stack: ExitStack) -> tuple[Recip
     tracker = None if recipe.training.report_to == "none" else recipe.training.report_to
     accelerator = make_accelerator(precision, tracker, output)
     torch.backends.cudnn.benchmark = True  # all crops are of one size
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     device_batch_size(recipe, accelerator.num_processes)  # an error before anything is read
     if accelerator.num_processes > 1:  # of depthwise weights, whose two layouts in memory are one
         stack.enter_context(warnings.catch_warnings())
