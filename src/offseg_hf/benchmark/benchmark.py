@@ -23,11 +23,13 @@ from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
 from offseg_hf.export.export import PRECISIONS
 from offseg_hf.export.runtime import RUNTIMES, require
+from offseg_hf.inference.files import read_photo
 from offseg_hf.utils.texts import one_line
 
 
 PARTS = ("network", "batch", "photo")
 PAUSE = 0.02  # seconds before each run: threads of the one before spin for so long
+PHOTO_SIZE = (512, 683)  # height, width
 BATCH_SIZE_OF_ACCELERATORS = 8
 
 Progress = Callable[[str, int, int], None]
@@ -144,7 +146,7 @@ def benchmark(
     *,
     options: BenchmarkOptions = DEFAULTS,
     photos: Sequence[Path] = (),
-    size: tuple[int, int] = (512, 683),
+    size: tuple[int, int] = PHOTO_SIZE,
     exports: Path | None = None,
     progress: Progress = lambda text, done, total: None,
 ) -> Report:
@@ -171,20 +173,20 @@ def benchmark(
         torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generated = not photos
-        if generated:
-            photos = [folder / "photo.jpg"]
-            render_scene(0, size[::-1])[0].save(photos[0], quality=95)
-        report = Report(describe_machine(), {"file": None if generated else str(photos[0]), "size": list(size)})
-        if not generated:
-            from offseg_hf.inference.files import read_photo
-
-            report.photo["size"] = list(read_photo(photos[0]).size[::-1])
+        name = str(photos[0]) if photos else None
+        photos = photos or [write_scene(folder / "photo.jpg", size)]
+        report = Report(describe_machine(), {"file": name, "size": list(read_photo(photos[0]).size[::-1])})
         try:
             _measure(models, options, photos, folder, exports or folder / "exports", report, progress, stack)
         except KeyboardInterrupt:
             report.interrupted = True
     return report
+
+
+def write_scene(path: Path, size: tuple[int, int]) -> Path:
+    """Write a generated photo of (height, width) pixels, and return its path."""
+    render_scene(0, size[::-1])[0].save(path, quality=95)
+    return path
 
 
 def _measure(
@@ -220,7 +222,7 @@ def _measure(
             if options.precisions is not None:
                 report.left_out.append((way.label, f"this processor has no {way.precision}"))
             continue
-        measurement = Measurement(way, batch_size, loaded, equal_labels=_equal_labels(way, label_map, workers, folder))
+        measurement = Measurement(way, batch_size, loaded, equal_labels=_equal_labels(way, label_map, folder))
         workers.append((worker, measurement))
         report.measurements.append(measurement)
     steps = [
@@ -284,15 +286,12 @@ def _source_of(way: Way, photos: Sequence[Path], exports: Path, progress: Callab
     progress(f"exporting {way.label}")
     # A file in bf16 is that of fp32: it is the runtime that rounds.
     precision = Precision.fp32 if way.precision == Precision.bf16 else way.precision
-    folder = exports / way.subject.name.strip("/.").replace("/", "--")
-    return export_subject(way.subject, Format(way.runtime), precision, photos, folder)
+    return export_subject(way.subject, Format(way.runtime), precision, photos, exports)
 
 
-def _equal_labels(
-    way: Way, label_map: Path, workers: Sequence[tuple["Worker", Measurement]], folder: Path
-) -> float | None:
+def _equal_labels(way: Way, label_map: Path, folder: Path) -> float | None:
     """Return the share of pixels whose label is that of the model's first way."""
-    first = folder / f"{way.subject.name.strip('/.').replace('/', '--')}.npy"
+    first = folder / f"{way.subject.slug}.npy"
     if not label_map.exists():
         return None
     if not first.exists():

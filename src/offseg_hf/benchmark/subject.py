@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Pre
 
 from offseg_hf.export import Format, Precision
 from offseg_hf.export.export import ExportOptions, export_model
-from offseg_hf.export.runtime import ExportedConfig
+from offseg_hf.export.openvino import convert_to_openvino
+from offseg_hf.export.runtime import FILES, ExportedConfig
 from offseg_hf.inference.files import read_photo
-from offseg_hf.utils.files import file_digests
-from offseg_hf.zoo.presets import PRESETS
+from offseg_hf.utils.files import file_digests, new_folder
+from offseg_hf.zoo.presets import PRESETS, nearest_presets
 from offseg_hf.zoo.registration import auto_model_class, register
 
 
@@ -36,6 +37,11 @@ class Subject:
     built: bool = False
     exported: tuple[Format, Precision] | None = None
 
+    @property
+    def slug(self) -> str:
+        """Return the name as that of a file."""
+        return self.name.strip("/.").replace("/", "--")
+
 
 def subject_of(name: str, folder: Path) -> Subject:
     """Return the model called `name`: a folder, a name on the Hub, a preset, or a folder with a configuration alone.
@@ -43,6 +49,9 @@ def subject_of(name: str, folder: Path) -> Subject:
     Args:
         name: of the model.
         folder: where a model is built whose weights are not here.
+
+    Raises:
+        ValueError: if there is none.
     """
     register()
     path = Path(name)
@@ -55,6 +64,15 @@ def subject_of(name: str, folder: Path) -> Subject:
             return Subject(name, name, exported=(Format(config.format), Precision(config.precision)))
         if not any(True for pattern in WEIGHTS for _ in path.glob(pattern)):
             return _built(name, config, AutoImageProcessor.from_pretrained(path, trust_remote_code=False), folder)
+        return Subject(name, name)
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(name)
+    except Exception as error:  # of the client and of the network below it
+        raise ValueError(
+            f"no model at {name}: no such preset{nearest_presets(name)}, no folder of a model, and the Hub gives none"
+        ) from error
+    if settings.get("model_type") == ExportedConfig.model_type:
+        return Subject(name, name, exported=(Format(settings["format"]), Precision(settings["precision"])))
     return Subject(name, name)
 
 
@@ -78,11 +96,12 @@ def export_subject(
         format: of the export.
         precision: of the export.
         photos: the first settles the size of the network's images; int8 is calibrated with them.
-        folder: for the exports of the model.
+        folder: for the exports of all models.
 
     Raises:
         ValueError: for a model that cannot be exported, and for what is not installed.
     """
+    folder = folder / subject.slug
     output, stamp = folder / f"{format}-{precision}", folder / f"{format}-{precision}.json"
     made_of = {
         "model": subject.name,
@@ -95,10 +114,24 @@ def export_subject(
         return output
     folder.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
-    options = ExportOptions(format, precision)
-    export_model(subject.source, output, options=options, photos=photos, overwrite=True)
+    if format == Format.openvino:  # of the ONNX, which takes longest to make
+        onnx_folder = export_subject(subject, Format.onnx, precision, photos, folder.parent)
+        _convert(onnx_folder, output)
+    else:
+        options = ExportOptions(format, precision)
+        export_model(subject.source, output, options=options, photos=photos, overwrite=True)
     stamp.write_text(text, encoding="utf-8")
     return output
+
+
+def _convert(source: Path, output: Path) -> None:
+    """Make the folder of an OpenVINO export of that of an ONNX export."""
+    with new_folder(output, overwrite=True) as folder:
+        convert_to_openvino(source / FILES[Format.onnx][0], folder / FILES[Format.openvino][0], {})
+        config = ExportedConfig.from_pretrained(source)
+        config.format = Format.openvino
+        config.save_pretrained(folder)
+        AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
 
 
 def _commit(name: str) -> str | None:
