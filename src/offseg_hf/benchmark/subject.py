@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
+from transformers.utils.hub import cached_file
 
 from offseg_hf.export import Format, Precision
 from offseg_hf.export.export import ExportOptions, export_model
@@ -134,6 +135,6 @@ def _convert(source: Path, output: Path) -> None:
         AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
 
 
-def _commit(name: str) -> str | None:
-    """Return the commit of a model on the Hub."""
-    return AutoConfig.from_pretrained(name, trust_remote_code=False)._commit_hash
+def _commit(name: str) -> str:
+    """Return the commit of a model on the Hub, after which its folder in the cache is called."""
+    return Path(cached_file(name, "config.json")).parent.name
