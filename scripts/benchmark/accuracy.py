@@ -181,7 +181,7 @@ def ways_of(report: dict[str, Any]) -> dict[str, Any]:
 
 def tables(results: Results, machine: dict[str, Any]) -> str:
     """A table of latency per data set, and one of whole photos, where there are figures."""
-    parts = []
+    parts = ["![mIoU over milliseconds per image: a panel per runtime, a line per network](images/accuracy.svg)"]
     for data_set, (title, side, _) in DATA_SETS.items():
         cases = [case for case in results if case.data_set == data_set]
         columns = [column for column in COLUMNS if any(column in results[case] for case in cases)]
