@@ -229,8 +229,10 @@ def draw_picture(results: Results) -> Figure:
         import matplotlib as mpl
 
         mpl.rcParams["svg.hashsalt"] = "accuracy"  # the same file for the same figures
-        figure = Figure((300 * len(panels) / DPI, 290 * len(data_sets) / DPI), dpi=DPI, layout="constrained")
-        for row, data_set in zip(figure.subplots(len(data_sets), len(panels), sharey="row", squeeze=False), data_sets):
+        figure = Figure((320 * len(panels) / DPI, 290 * len(data_sets) / DPI), dpi=DPI, layout="constrained")
+        for row, data_set in zip(
+            figure.subplots(len(data_sets), len(panels), sharex="row", sharey="row", squeeze=False), data_sets
+        ):
             title, side, _ = DATA_SETS[data_set]
             for axes, panel in zip(row, panels):
                 for network, color in COLORS.items():
@@ -247,20 +249,22 @@ def draw_picture(results: Results) -> Figure:
                         axes.annotate(
                             case.title,
                             (x, y),
-                            xytext=(-4 if above else 5, 5 if above else -11),
+                            xytext=(-5, 4) if above else (5, -9),
                             textcoords="offset points",
                             ha="right" if above else "left",
                             color=color,
                             fontsize=8,
                         )
                 axes.set_xscale("log")
-                axes.margins(0.28, 0.16)
+                axes.margins(y=0.16)
                 axes.set_title(f"{panel}, {side}x{side}", fontsize=9)
                 axes.grid(alpha=0.3)
                 axes.set_xlabel("ms per image")
                 axes.xaxis.set_major_formatter("{x:.0f}")
                 axes.xaxis.set_minor_formatter("")
-                axes.xaxis.set_major_locator(mpl.ticker.LogLocator(base=10, subs=(1, 2, 5)))
+                axes.xaxis.set_major_locator(mpl.ticker.LogLocator(base=10, subs=(1, 3)))
+            xs = [x for axes in row for line in axes.lines for x in line.get_xdata()]
+            row[0].set_xlim(min(xs) / 1.6, max(xs) * 4.5)  # room for the names
             row[0].set_ylabel(f"{title}, mIoU of the papers, %")
     return figure
 
