@@ -17,6 +17,7 @@ import datasets
 import evaluate
 import pytest
 import torch
+import torch._inductor
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import ImageSegmentationPipeline, PreTrainedConfig, PreTrainedModel, SwinConfig, UperNetConfig
@@ -259,6 +260,13 @@ PRIVATE_NAMES = [
         "the bases of the matrix factorization stay in float32 (models/pixel_decoder_hamburger.py)",
         apply,
         "rebuild the bases after whatever nn.Module now calls to move and to cast",
+    ),
+    PrivateName(
+        "torch",
+        ("_inductor",),
+        "a compiled network on the CPU has its weights as constants (inference/segmenter.py)",
+        has(torch._inductor.config, "freezing", "patch"),
+        "see how torch.compile is told to freeze weights now: its option `freezing` did nothing in 2.13",
     ),
     PrivateName(
         "torch",

@@ -3,13 +3,13 @@
 import ctypes
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+
+from offseg_hf.benchmark.machine import describe_machine, reset_peak, resident_bytes
 
 
 def interleaved_medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -35,10 +35,10 @@ def peak_memory(function: Callable[[], object]) -> int:
     """
     function()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    base = _resident_set("VmRSS")
+    reset_peak()
+    base = resident_bytes()
     function()
-    return _resident_set("VmHWM") - base
+    return resident_bytes(peak=True) - base
 
 
 def in_fresh_process(script: str, order: list, allocator_returns_memory: bool = True) -> str:
@@ -71,27 +71,11 @@ def count_macs(function: Callable[[], object]) -> int:
 
 def machine() -> str:
     """The processor, the number of threads and the versions that a measurement was made with."""
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    capability = torch.backends.cpu.get_cpu_capability()
-    return (
-        f"{processor} ({capability}), {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
-    )
+    facts = describe_machine()
+    return "{processor} ({instructions}), {threads} threads, Python {python}, torch {torch}".format(**facts)
 
 
 def markdown_table(header: list[str], rows: list[list[object]]) -> str:
     """Rows under a header; everything but the first column is aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _resident_set(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"expected {field} in /proc/self/status")

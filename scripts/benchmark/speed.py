@@ -1,7 +1,7 @@
-"""OffSeg beside the arithmetic of the official code (tests/oracle.py) and beside SegFormer, on the CPU.
+"""OffSeg beside the arithmetic of the official code (tests/oracle.py), on the CPU; `offseg benchmark` has the rest.
 
-    python scripts/benchmark/speed.py                  # everything, as the table of docs/speed.md; about 20 minutes
-    python scripts/benchmark/speed.py --only offseg-t-512 --no-compile --repeats 5
+    python scripts/benchmark/speed.py                  # everything, as the table of docs/speed.md; about 15 minutes
+    python scripts/benchmark/speed.py --only offseg-t-512 --repeats 5
 
 Times are medians of interleaved runs in one process per case, float32; memory is the growth of the resident set, in a
 fresh process per number whose allocator returns what is freed.
@@ -14,7 +14,6 @@ from typing import Annotated
 
 import torch
 import typer
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -31,18 +30,12 @@ CASES = {  # size of the model, classes, side of the image
     "offseg-l-512": ("l", 150, 512),
     "offseg-t-1024": ("t", 19, 1024),
 }
-SEGFORMERS = {
-    "SegFormer-B0": {},
-    "SegFormer-B1": {"hidden_sizes": [64, 128, 320, 512]},
-}
 REFERENCE, OURS, FUSED = "official arithmetic", "as loaded", "fused"
 
 
 def build(case: str, variant: str) -> torch.nn.Module:
     torch.manual_seed(0)
     size, num_labels, _ = CASES[case]
-    if variant in SEGFORMERS:
-        return SegformerForSemanticSegmentation(SegformerConfig(num_labels=num_labels, **SEGFORMERS[variant])).eval()
     model = OffSegForSemanticSegmentation(OffSegConfig.from_size(size, num_labels=num_labels)).eval()
     return {REFERENCE: plain, OURS: lambda model: model, FUSED: lambda model: model.fuse()}[variant](model)
 
@@ -57,42 +50,20 @@ def run(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor | Non
         model(images, labels=labels).loss.backward()
 
 
-def inference_rows(case: str, repeats: int, compiled: bool) -> list[list]:
+def rows_of(case: str, variants: tuple[str, ...], repeats: int, training: bool = False) -> list[list]:
+    """Measure a forward of an image, or a training step with two of 256, in every variant."""
     side = CASES[case][2]
-    images = torch.randn(1, 3, side, side)
-    variants = [REFERENCE, OURS, FUSED, *(SEGFORMERS if case == "offseg-t-512" else [])]
-    models = {variant: build(case, variant) for variant in variants}
-    if compiled:
-        models |= {
-            f"{variant}, compiled": torch.compile(models[variant], options={"freezing": True})
-            for variant in variants
-            if variant is not OURS
-        }
-    medians = interleaved_medians({name: lambda m=model: run(m, images) for name, model in models.items()}, repeats)
-    memory = {name: measure_memory(case, name) for name in models}
-    return [
-        [
-            name if "SegFormer" in name else f"{case} {name}",
-            f"{1000 * seconds:.0f}",
-            f"{medians[REFERENCE] / seconds:.2f}",
-            f"{memory[name] / 2**20:.0f}",
-            f"{memory[REFERENCE] / memory[name]:.1f}",
-        ]
-        for name, seconds in medians.items()
-    ]
-
-
-def training_rows(repeats: int) -> list[list]:
-    case = "offseg-t-512"
-    images, labels = torch.randn(2, 3, 256, 256), torch.randint(150, (2, 256, 256))
-    models = {variant: build(case, variant).train() for variant in (REFERENCE, OURS)}
+    images = torch.randn(2, 3, 256, 256) if training else torch.randn(1, 3, side, side)
+    labels = torch.randint(150, (2, 256, 256)) if training else None
+    models = {variant: build(case, variant).train(training) for variant in variants}
     medians = interleaved_medians(
         {name: lambda m=model: run(m, images, labels) for name, model in models.items()}, repeats
     )
-    memory = {name: measure_memory(case, name, training=True) for name in models}
+    memory = {name: measure_memory(case, name, training) for name in models}
+    what = f"{case} training step, two images of 256" if training else case
     return [
         [
-            f"offseg-t training step, two images of 256, {name}",
+            f"{what}, {name}",
             f"{1000 * seconds:.0f}",
             f"{medians[REFERENCE] / seconds:.2f}",
             f"{memory[name] / 2**20:.0f}",
@@ -102,20 +73,17 @@ def training_rows(repeats: int) -> list[list]:
     ]
 
 
-def measure_memory(case: str, name: str, training: bool = False) -> int:
+def measure_memory(case: str, name: str, training: bool) -> int:
     return int(in_fresh_process(__file__, [case, name, training]))
 
 
-def memory_of(case: str, name: str, training: bool) -> int:
+def memory_of(case: str, variant: str, training: bool) -> int:
     """Peak activation memory, in bytes."""
-    variant = name.removesuffix(", compiled")
     model, side = build(case, variant), CASES[case][2]
     if training:
         images, labels = torch.randn(2, 3, 256, 256), torch.randint(150, (2, 256, 256))
         return peak_memory(lambda: run(model.train(), images, labels))
     images = torch.randn(1, 3, side, side)
-    if name != variant:
-        model = torch.compile(model, options={"freezing": True})
     return peak_memory(lambda: run(model, images))
 
 
@@ -123,7 +91,6 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Cases, of {', '.join(CASES)}, training.")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     threads: Annotated[int, typer.Option(min=1)] = 2,
-    compile: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,
     measure: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Prints a table of times, their ratios to the official arithmetic's, and peak activation memory."""
@@ -138,7 +105,9 @@ def main(
     rows = []
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr)
-        rows += training_rows(repeats) if name == "training" else inference_rows(name, repeats, compile)
+        is_training = name == "training"
+        case, variants = ("offseg-t-512", (REFERENCE, OURS)) if is_training else (name, (REFERENCE, OURS, FUSED))
+        rows += rows_of(case, variants, repeats, is_training)
     print(markdown_table(["", "ms", "times faster", "memory, MB", "times smaller"], rows))
     print(f"\n{machine()}")
 

@@ -76,6 +76,18 @@ def test_learning(branches):
     torch.testing.assert_close(head(pixels), plain(pixels), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("normalize_logits", [True, False])
+@pytest.mark.parametrize("num_classes", [5, 8, 9])
+def test_without_gradients_products_are_of_whole_vectors(num_classes, normalize_logits):
+    head = strong(OffsetLearning(num_classes, 8, normalize_logits=normalize_logits))
+    pixels = torch.randn(2, 8, 6, 7)
+    expected = head(pixels)
+    with torch.no_grad():
+        logits = head(pixels)
+    assert logits.shape == (2, num_classes, 6, 7)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("branches", BRANCHES)
 def test_learning_without_norm_adds_the_bias_to_every_comparison(branches):
     """The bias is part of the classifier that pixels and classes are first compared by, so of the attention too."""

@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from offseg_hf import __version__
-from offseg_hf.cli import convert, env, evaluate, export, finetune, presets, publish, push, recipe, segment, train
+from offseg_hf.cli import (
+    benchmark,
+    convert,
+    env,
+    evaluate,
+    export,
+    finetune,
+    presets,
+    publish,
+    push,
+    recipe,
+    segment,
+    train,
+)
 from offseg_hf.cli.console import command, command_group, stdout
 from offseg_hf.cli.data import data_app
 
@@ -45,6 +58,7 @@ commands: tuple[Callable[..., None], ...] = (
     finetune.finetune,
     evaluate.evaluate,
     export.export,
+    benchmark.benchmark,
     presets.presets,
     recipe.recipe,
     push.push,

@@ -147,7 +147,11 @@ class Segmenter:
 
     def compile(self) -> None:
         """Compile what is run from now on, for each shape of its input when it first comes."""
-        self.network = torch.compile(self.network)
+        compiled = torch.compile(self.network)
+        # Weights as constants, which oneDNN lays out once. As an option of `torch.compile` it has no effect: the
+        # tracer looks at the setting itself.
+        is_cpu = self.device.type == "cpu"
+        self.network = torch._inductor.config.patch(freezing=True)(compiled) if is_cpu else compiled
 
 
 def collate(inputs: Sequence[BatchFeature]) -> BatchFeature:

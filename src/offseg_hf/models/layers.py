@@ -249,6 +249,18 @@ def gathered_products(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     return weights.to(rows.dtype) @ F.embedding(indices, rows)
 
 
+def products_with_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return the products of all rows of two batches: (batch, n, channels), (batch, m, channels) -> (batch, n, m).
+
+    Where nobody needs the graph, m is filled up to a multiple of 8 on the way: a product whose rows begin anywhere in
+    memory takes some CPUs 1.4 times as long.
+    """
+    missing = -rows.shape[1] % 8
+    if missing == 0 or torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return x @ rows.transpose(1, 2)
+    return (x @ F.pad(rows, (0, 0, 0, missing)).transpose(1, 2))[..., : rows.shape[1]]
+
+
 def is_recorded(*tensors: Tensor) -> bool:
     """Return whether eager autograd wants the gradient for one of these; a compiler takes graphs apart itself."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import DropPath
+from .layers import DropPath, products_with_rows
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class OffsetAlignment(nn.Module):
         if self.feature_offset_proj is not None:
             # Every pixel gathers classes: feature_offset = feature_offset_proj(position_attention @ classes). All that
             # the result wants of it are its products with the aligned classes: a classes x classes matrix is enough.
-            offset_similarity = self.feature_offset_proj(classes) @ aligned_classes.transpose(1, 2)
-            similarity = similarity + coupled_attention.softmax(dim=-1) @ offset_similarity
+            offset_similarity = aligned_classes @ self.feature_offset_proj(classes).transpose(1, 2)
+            similarity = similarity + products_with_rows(coupled_attention.softmax(dim=-1), offset_similarity)
 
         return similarity
 
     def compare(self, features: Tensor, classes: Tensor) -> Tensor:
         """Return the products (batch, pixels, classes) of every pixel with every class."""
-        return features @ classes.transpose(1, 2)
+        return products_with_rows(features, classes)
 
 
 class OffsetLearning(OffsetAlignment):
