@@ -110,8 +110,8 @@ class Pictures(OutputKind):
         return [_suffixed(name, suffix) for suffix in self.suffixes]
 
     def owns(self, file: Path) -> bool:
-        """Return whether a file has one of the endings."""
-        return file.name.endswith(self.suffixes)
+        """Return whether a file has one of the endings, or is a label map of a frame of a video."""
+        return file.name.endswith(self.suffixes) or file.parent.name.endswith(("_labels", "_labels.partial"))
 
     def begin(self, output: Path, classes: Classes) -> None:
         """Write nothing."""
