@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from enum import StrEnum
@@ -24,12 +25,13 @@ from offseg_hf.cli.console import (
 
 
 if TYPE_CHECKING:
-    from offseg_hf.inference.files import Outcome
+    from offseg_hf.inference.files import Job, Outcome
     from offseg_hf.inference.outputs import OutputKind
     from offseg_hf.inference.segmenter import Segmenter
+    from offseg_hf.inference.tiles import TileOptions
     from offseg_hf.inference.video import VideoJob, VideoOptions
 
-VIDEO = "Videos"
+VIDEO, LARGE = "Videos", "Large pictures"
 
 
 class Format(StrEnum):
@@ -90,11 +92,28 @@ def segment(
     label_maps: Annotated[
         bool, typer.Option("--label-maps", help="Write a label map (PNG) of every frame too.", rich_help_panel=VIDEO)
     ] = False,
+    native: Annotated[
+        bool,
+        typer.Option(
+            "--native",
+            help="Segment photos at their own resolution, tile by tile; TIFF to TIFF, with its georeference.",
+            rich_help_panel=LARGE,
+        ),
+    ] = False,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of a tile, in pixels.", rich_help_panel=LARGE, show_default="1024")
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(help="Pixels over which tiles are blended.", rich_help_panel=LARGE, show_default="128"),
+    ] = None,
 ) -> None:
     """Write label map (PNG), overlay with legend (PNG) and class shares (JSON) of every image.
 
     Of a video, an address of one or a camera: overlay (MP4) and class shares of every frame (CSV). Ctrl-C leaves what
     can be played.
+
+    With --native photos are segmented at their own resolution, of any size, tile by tile.
 
     With --format dataset: images, masks and classes.json, as training reads them; with label-studio or fiftyone: JSON
     to begin annotating with. --confidence leaves out what the model is not sure of.
@@ -107,12 +126,17 @@ def segment(
         offseg segment photos/ --model runs/mine/best --output segmented --overwrite
         offseg segment "*.jpg" --model runs/mine/best --output out --format dataset
         offseg segment drive.mp4 --model runs/mine/best --output out --fps 5
+        offseg segment map.tif --model runs/mine/best --output out --native
     """
+    from offseg_hf.inference.outputs import LargePictures
     from offseg_hf.inference.video import is_video
 
     videos = [text for text in images if is_video(text)]
     photos = [text for text in images if text not in videos]
+    tile_options = _tile_options(native, bool(photos), format, tile, overlap, opacity)
     kind = _kind(format, confidence, opacity)
+    if native:
+        kind = LargePictures()
     options = {"--every": every, "--fps": fps, "--smooth": smooth, "--label-maps": label_maps or None}
     video_options = _video_options(bool(videos), format, options, opacity)
     import torch
@@ -135,7 +159,12 @@ def segment(
         make_folder(output)
         segmenter = Segmenter(model, processes.device(device), getattr(torch, dtype))
         batch_size = batch_size or (1 if segmenter.device.type == "cpu" else 8)
-        if jobs:
+        if jobs and native:
+            how_large = replace(tile_options, batch_size=batch_size, compile=compile)
+            for outcome in _segment_large(jobs, segmenter, how_large):
+                outcomes.append(outcome)
+                _report(outcome)
+        elif jobs:
             arguments = (jobs, segmenter, confidence, batch_size, compile)
             # Closed, it writes to its end what it began: after an interruption, too.
             with closing(segment_jobs(*arguments)) as segmented, progress_bar() as progress:
@@ -153,6 +182,36 @@ def segment(
         stdout.print(f"nothing to do: the results of all {len(outcomes)} exist, see {output}")
     if count["failed"]:
         raise typer.Exit(1)
+
+
+def _segment_large(jobs: list[Job], segmenter: Segmenter, options: TileOptions) -> Iterator[Outcome]:
+    from offseg_hf.inference.tiles import segment_by_tiles
+
+    with progress_bar() as progress:
+        task = progress.add_task("rows", total=None)
+
+        def show(job: Job, rows: int, height: int) -> None:
+            progress.update(task, completed=rows, total=height)
+
+        with closing(segment_by_tiles(jobs, segmenter, options, show)) as segmented:
+            yield from segmented
+
+
+def _tile_options(
+    native: bool, are_there: bool, format: Format, tile: int | None, overlap: int | None, opacity: float | None
+) -> TileOptions:
+    """Return how photos are cut into tiles; raises ValueError for an option without effect."""
+    from offseg_hf.inference.tiles import TileOptions
+
+    if not native:
+        for name, value in {"--tile": tile, "--overlap": overlap}.items():
+            if value is not None:
+                raise ValueError(f"{name} is for photos at their own resolution: pass --native too")
+    elif not are_there:
+        raise ValueError("--native is for photos, and none is among the inputs")
+    elif format is not Format.pictures:
+        raise ValueError(f"--native writes pictures, and --format {format} labels of another kind: pass one of them")
+    return TileOptions(tile, overlap) if opacity is None else TileOptions(tile, overlap, opacity=opacity)
 
 
 def _segment_video(job: VideoJob, segmenter: Segmenter, options: VideoOptions) -> Outcome:

@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -358,11 +358,17 @@ def _of(photo: Photo) -> tuple[BatchFeature, tuple[int, int]]:
 def _write(photo: Photo, classes: Classes) -> None:
     image, label_map, job = photo.image, photo.label_map, photo.job
     assert image is not None and label_map is not None
-    targets = job.outputs
+    with written_together(job.outputs) as whole:
+        job.kind.write(Labeled(job.source, job.place, image, label_map, classes), whole, job.outputs)
+
+
+@contextmanager
+def written_together(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield temporary files, which become the targets if the block ends without an exception."""
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".offseg-", dir=targets[0].parent) as scratch:
         whole = [Path(scratch, f"{index}{file.suffix}") for index, file in enumerate(targets)]
-        job.kind.write(Labeled(job.source, job.place, image, label_map, classes), whole, targets)
+        yield whole
         for file, target in zip(whole, targets, strict=True):
             os.replace(file, target)

@@ -163,6 +163,21 @@ class Segmenter:
             self.network = self.model
         return self.network is not self.model
 
+    def speed_up(self, inputs: BatchFeature, size: tuple[int, int], fuse: bool = True, compile: bool = False) -> None:
+        """Fuse, by `fuse`, and compile what is run from now on, unless that was done before.
+
+        Args:
+            inputs: What `prepare` returns, of the photo to fuse by.
+            size: (height, width) of its label map.
+            fuse: Whether there is enough to do.
+            compile: Compile the network.
+        """
+        if self.network is self.model:
+            if fuse:
+                self.fuse(inputs, size)
+            if compile:
+                self.compile()
+
     def compile(self) -> None:
         """Compile what is run from now on, for each shape of its input when it first comes."""
         self.network = torch.compile(self.network)

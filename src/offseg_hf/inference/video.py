@@ -542,7 +542,7 @@ def record(
                     progress(outputs.frames, expected)
         except KeyboardInterrupt:
             there_is = outputs.end(is_whole=source.is_live) or "nothing is written"
-            raise VideoInterrupted(f"interrupted: {there_is}", source.is_live) from None
+            raise VideoInterrupted(f"interrupted: {there_is}", source.is_live and outputs.frames > 0) from None
         except Exception as error:
             there_is = outputs.end(is_whole=False)
             raise ValueError("; ".join(filter(None, [one_line(error), there_is]))) from error
@@ -568,9 +568,7 @@ def _labeled(reader: Reader, segmenter: Segmenter, options: VideoOptions) -> Gen
     with closing(ahead(lambda frame: _prepared(frame, segmenter), reader, options.batch_size)) as frames:
         while batch := list(islice(frames, 1 if is_first else options.batch_size)):
             if is_first:
-                segmenter.fuse(batch[0].inputs, _size(batch[0]))
-                if options.compile:
-                    segmenter.compile()
+                segmenter.speed_up(batch[0].inputs, _size(batch[0]), compile=options.compile)
                 is_first = False
             for size, group in groupby(batch, key=_size):
                 alike = list(group)
