@@ -20,6 +20,12 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from offseg_hf.evaluation.evaluation_set import EvaluationSet as EvaluationSet
     from offseg_hf.evaluation.metric import MEAN_IOU_SCRIPT as MEAN_IOU_SCRIPT
     from offseg_hf.evaluation.metric import MeanIoU as MeanIoU
+    from offseg_hf.inference.segmenter import Segmenter as Segmenter
+    from offseg_hf.inference.tiles import TileOptions as TileOptions
+    from offseg_hf.inference.tiles import label_map_by_tiles as label_map_by_tiles
+    from offseg_hf.inference.video import VideoOptions as VideoOptions
+    from offseg_hf.inference.video import label_video as label_video
+    from offseg_hf.inference.video import segment_video as segment_video
     from offseg_hf.models.configuration_offseg import EfficientFormerV2Config as EfficientFormerV2Config
     from offseg_hf.models.configuration_offseg import OffSegConfig as OffSegConfig
     from offseg_hf.models.configuration_offset_alignment import OffsetAlignmentConfig as OffsetAlignmentConfig
@@ -84,14 +90,20 @@ _MODULE_OF = {
     "OffsetSegNextForSemanticSegmentation": "models.modeling_offset_segnext",
     "OffsetSegformerConfig": "models.configuration_offset_segformer",
     "OffsetSegformerForSemanticSegmentation": "models.modeling_offset_segformer",
+    "Segmenter": "inference.segmenter",
+    "TileOptions": "inference.tiles",
     "TrainingSet": "data.training_set",
     "TrainingTransform": "data.transforms",
+    "VideoOptions": "inference.video",
     "apply_offset_learning": "adaptation.apply",
     "convert_checkpoint": "conversion",
+    "label_map_by_tiles": "inference.tiles",
     "label_set_of": "data.dataset",
+    "label_video": "inference.video",
     "load_pretrained": "conversion",
     "load_recipe": "training.recipe",
     "load_segmentation_data": "data.dataset",
+    "segment_video": "inference.video",
     "with_offset_learning": "adaptation.smp",
 }
 

@@ -28,6 +28,7 @@ from offseg_hf.zoo.presets import PRESETS
 from tests import semantic_models
 from tests.backbones import backbone_config
 from tests.docs.documents import DOCUMENTS, ROOT, blocks, command_lines, inline_commands, name_of
+from tests.inference.videos import scenes, write_video
 from tests.processes import run_python
 from tests.small_model import save_small_model
 from tests.tiny import tiny_model, tiny_processor
@@ -73,6 +74,7 @@ def things(tmp_path_factory) -> Path:
 
     photo, label_map = render_scene(0, (60, 40))
     photo.save(folder / "photo.jpg")
+    write_video(folder / "drive.mp4", scenes(3))
     write_scenes(folder / "scenes", train=2, val=1, size=(96, 64))
     for kind, image in (("images", photo), ("masks", Image.fromarray((label_map % 2).astype(np.uint8)))):
         for split in ("train", "val"):

@@ -191,6 +191,19 @@ def progress_bar():
     return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
+def frames_bar():
+    """Return a progress bar for frames of a video, with how many there are a second; where `progress_bar` is one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class FramesPerSecond(ProgressColumn):
+        def render(self, task) -> Text:
+            return Text(f"{task.speed:.1f} frames/s" if task.speed else "")
+
+    columns = (BarColumn(), MofNCompleteColumn(), FramesPerSecond(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
 def quiet_libraries() -> None:
     """Turn off the libraries' warnings, which are for programmers; progress of downloads stays on a terminal."""
     from huggingface_hub.utils import disable_progress_bars

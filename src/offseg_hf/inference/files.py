@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,7 @@ def plan(
             shown.setdefault(path.resolve(), path)
 
     jobs = []
-    for path, name in islice(_unique_names(photos).items(), index, None, count):
+    for path, name in islice(unique_names(photos).items(), index, None, count):
         job = Job(shown[path], photos[path], output / name, output, kind)
         existing = [file for file in job.outputs[kind.copies :] if file.exists()]
         if any(file.resolve() in photos for file in existing):
@@ -156,8 +156,12 @@ def _is_photo(path: Path, output: Path, kind: OutputKind) -> bool:
     return not own and not path.name.startswith(".")
 
 
-def _unique_names(photos: dict[Path, Path]) -> dict[Path, Path]:
-    """Return per photo the shortest name that no other has: without extension, with it, with more and more parents."""
+def unique_names(photos: dict[Path, Path]) -> dict[Path, Path]:
+    """Return per file the shortest name that no other has: without extension, with it, with more and more parents.
+
+    Args:
+        photos: Of each file, by its whole path, the path below the input that named it.
+    """
     level = dict.fromkeys(photos, 0)
 
     def name(path: Path) -> Path:
@@ -226,8 +230,8 @@ def segment(
     classes = Classes(segmenter.names, segmenter.palette)
     for kind, output in dict.fromkeys((job.kind, job.output) for job in jobs):
         kind.begin(output, classes)
-    photos = ahead(lambda job: Photo(job).attempt(lambda photo: _read(photo, segmenter)), jobs, batch_size + 1)
-    photos = _prepared(photos, segmenter, fuse=len(jobs) >= FUSED_FROM, compile=compile)
+    read = ahead(lambda job: Photo(job).attempt(lambda photo: _read(photo, segmenter)), jobs, batch_size + 1)
+    photos = _prepared(read, segmenter, fuse=len(jobs) >= FUSED_FROM, compile=compile)
     labeled = _label(photos, _LabelMaps(segmenter, classes, min_confidence), batch_size)
     for photo in ahead(lambda photo: photo.attempt(lambda photo: _write(photo, classes)), labeled, 2):
         if photo.error is not None:
@@ -236,9 +240,9 @@ def segment(
             yield Outcome(str(photo.job.source), "written", str(photo.job.outputs[0]))
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], depth: int) -> Iterator[Any]:
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], depth: int, threads: int = THREADS) -> Generator[Any]:
     """Yield `function(item)` of all items in order, computed by threads while up to `depth` results wait."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future] = deque()
         try:
             for item in items:
@@ -352,11 +356,17 @@ def _of(photo: Photo) -> tuple[BatchFeature, tuple[int, int]]:
 def _write(photo: Photo, classes: Classes) -> None:
     image, label_map, job = photo.image, photo.label_map, photo.job
     assert image is not None and label_map is not None
-    targets = job.outputs
+    with written_together(job.outputs) as whole:
+        job.kind.write(Labeled(job.source, job.place, image, label_map, classes), whole, job.outputs)
+
+
+@contextmanager
+def written_together(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield temporary files, which become the targets if the block ends without an exception."""
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".offseg-", dir=targets[0].parent) as scratch:
         whole = [Path(scratch, f"{index}{file.suffix}") for index, file in enumerate(targets)]
-        job.kind.write(Labeled(job.source, job.place, image, label_map, classes), whole, targets)
+        yield whole
         for file, target in zip(whole, targets, strict=True):
             os.replace(file, target)

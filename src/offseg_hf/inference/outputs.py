@@ -23,6 +23,7 @@ from offseg_hf.utils.files import whole_file
 from offseg_hf.visualization import Palette, class_shares, draw_overlay, label_image
 
 
+TIFF_EXTENSIONS = (".tif", ".tiff")
 IMAGES, MASKS = "images/train", "masks/train"
 MANY_CLASSES_IGNORE_INDEX = 65534  # of label maps of 16 bits, for 256 classes or more
 
@@ -110,8 +111,10 @@ class Pictures(OutputKind):
         return [_suffixed(name, suffix) for suffix in self.suffixes]
 
     def owns(self, file: Path) -> bool:
-        """Return whether a file has one of the endings."""
-        return file.name.endswith(self.suffixes)
+        """Return whether a file has one of the endings, or is a label map of a frame of a video."""
+        return file.name.endswith((*self.suffixes, "_labels.tif")) or file.parent.name.endswith(
+            ("_labels", "_labels.partial")
+        )
 
     def begin(self, output: Path, classes: Classes) -> None:
         """Write nothing."""
@@ -131,7 +134,17 @@ class Pictures(OutputKind):
         label_image(photo.label_map, palette).save(temporary[0])
         overlay = draw_overlay(photo.image, photo.label_map, names, palette, self.opacity)
         overlay.save(temporary[1], compress_level=1)  # a fifth larger than by default, in a sixth of the time
-        _write_json(temporary[2], shares, indent=2)
+        write_json(temporary[2], shares, indent=2)
+
+
+@dataclass(frozen=True)
+class LargePictures(Pictures):
+    """The same of a picture at its own resolution, which `tiles` writes: of a TIFF the label map is one too."""
+
+    def files(self, name: Path, source: Path) -> list[Path]:
+        """Return three files."""
+        suffix = "_labels.tif" if source.suffix.lower() in TIFF_EXTENSIONS else "_labels.png"
+        return [_suffixed(name, each) for each in (suffix, *self.suffixes[1:])]
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,7 @@ class LabelStudio(OutputKind):
         ]
         address = f"/data/local-files/?d={quote(photo.place.as_posix())}"
         task = {"data": {"image": address}, "predictions": [{"model_version": "offseg", "result": result}]}
-        _write_json(temporary[0], [task])
+        write_json(temporary[0], [task])
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ class FiftyOne(OutputKind):
     def begin(self, output: Path, classes: Classes) -> None:
         """Write the names of the masks' values."""
         with whole_file(output / "mask_targets.json") as temporary:
-            _write_json(temporary, {index + 1: name for index, name in enumerate(classes.names)}, indent=2)
+            write_json(temporary, {index + 1: name for index, name in enumerate(classes.names)}, indent=2)
 
     def write(self, photo: Labeled, temporary: list[Path], targets: list[Path]) -> None:
         """Write both."""
@@ -237,7 +250,7 @@ class FiftyOne(OutputKind):
         Image.fromarray(values.astype(np.uint8 if len(photo.classes.names) < 256 else np.uint16)).save(temporary[0])
         mask = {"_cls": "Segmentation", "tags": [], "mask_path": str(targets[0].absolute())}
         sample = {"filepath": str(photo.source.absolute()), "tags": ["prediction"], "predictions": mask}
-        _write_json(temporary[1], sample)
+        write_json(temporary[1], sample)
 
 
 def mask_image(label_map: np.ndarray, classes: Classes) -> Image.Image:
@@ -253,5 +266,6 @@ def _suffixed(name: Path, suffix: str) -> Path:
     return name.with_name(name.name + suffix)
 
 
-def _write_json(path: Path, content: Any, indent: int | None = None) -> None:
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file, with names as they are."""
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ from transformers import (
 from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.reading import to_rgb
 from offseg_hf.inference.confidence import confidence_of_rows
-from offseg_hf.inference.windows import averaged_windows, label_maps_of_windows
+from offseg_hf.inference.windows import RunningScores, averaged_windows
 from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import palette_for
 from offseg_hf.zoo.registration import auto_model_class, register
@@ -69,21 +69,41 @@ class Segmenter:
         return self.processor(images=photo, return_tensors="pt")
 
     @torch.inference_mode()
-    def label_maps(self, inputs: Sequence[BatchFeature], sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    def label_maps(
+        self,
+        inputs: Sequence[BatchFeature],
+        sizes: Sequence[tuple[int, int]],
+        average: RunningScores | None = None,
+    ) -> list[np.ndarray]:
         """Segment photos together; those of a model that looks through windows may be of any sizes.
 
         Args:
             inputs: What `prepare` returns, of each photo.
             sizes: (height, width) of each label map.
+            average: Of the scores of photos that are frames of one video, in order, with those before.
 
         Returns:
             Label maps of the smallest unsigned integers that hold the classes.
+
+        Raises:
+            ValueError: for an average of a model of masks, which has no scores of classes.
         """
         batch = collate(inputs).to(self.device, self.model.dtype)
         if "windows" in batch:
-            maps = label_maps_of_windows(lambda crops: self.network(crops).logits, **batch, target_sizes=sizes)
+            images = averaged_windows(lambda crops: self.network(crops).logits, **batch)
+            if average is not None:
+                for image in images:
+                    average.add_windows(image)
+            maps = [image.label_map(size) for image, size in zip(images, sizes, strict=True)]
         else:
             outputs = self.network(**batch)
+            if average is not None:
+                if getattr(outputs, "logits", None) is None:
+                    raise ValueError(
+                        f"{type(self.model).__name__} classifies masks, and has no scores of classes to average: "
+                        "segment without --smooth"
+                    )
+                outputs.logits = torch.stack([average([scores])[0] for scores in outputs.logits])
             maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
         dtype = np.min_scalar_type(len(self.names) - 1)
         return [label_map.cpu().numpy().astype(dtype) for label_map in maps]
@@ -144,6 +164,21 @@ class Segmenter:
         if (self.label_maps([inputs], [size])[0] == before).mean() < SAME_LABELS:
             self.network = self.model
         return self.network is not self.model
+
+    def speed_up(self, inputs: BatchFeature, size: tuple[int, int], fuse: bool = True, compile: bool = False) -> None:
+        """Fuse, by `fuse`, and compile what is run from now on, unless that was done before.
+
+        Args:
+            inputs: What `prepare` returns, of the photo to fuse by.
+            size: (height, width) of its label map.
+            fuse: Whether there is enough to do.
+            compile: Compile the network.
+        """
+        if self.network is self.model:
+            if fuse:
+                self.fuse(inputs, size)
+            if compile:
+                self.compile()
 
     def compile(self) -> None:
         """Compile what is run from now on, for each shape of its input when it first comes."""

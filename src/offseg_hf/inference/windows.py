@@ -117,6 +117,31 @@ class AveragedWindows:
         return len(self.windows[0][2]), *self.size
 
 
+@dataclass
+class RunningScores:
+    """Scores of the frames of a video, each averaged with those before: an exponential average.
+
+    Args:
+        weight: of a frame's own scores, between 0 and 1; those of before have the rest.
+    """
+
+    weight: float
+    before: list[Tensor] = field(default_factory=list, repr=False)
+
+    def __call__(self, scores: list[Tensor]) -> list[Tensor]:
+        """Return the average with the scores before; of another size, they begin anew."""
+        if [each.shape for each in scores] == [each.shape for each in self.before]:
+            scores = [old.lerp(new, self.weight) for old, new in zip(self.before, scores, strict=True)]
+        self.before = scores
+        return scores
+
+    def add_windows(self, image: AveragedWindows) -> None:
+        """Average the scores of a frame that is seen through windows."""
+        averages = self([scores for _, _, scores in image.windows])
+        boxes = [(rows, columns) for rows, columns, _ in image.windows]
+        image.windows = [(*box, scores) for box, scores in zip(boxes, averages, strict=True)]
+
+
 def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
     """Return `upsampled(scores, size)[:, rows][..., columns]`, to rounding, without the rest of it.
 

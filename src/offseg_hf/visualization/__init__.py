@@ -3,6 +3,7 @@
 from offseg_hf.visualization.label_maps import (
     Palette,
     class_shares,
+    draw_frame,
     draw_legend,
     draw_overlay,
     label_image,
@@ -18,6 +19,7 @@ __all__ = [
     "TEXT",
     "Palette",
     "class_shares",
+    "draw_frame",
     "draw_legend",
     "draw_overlay",
     "draw_plots",

@@ -1,6 +1,8 @@
 """Label maps as pictures: paletted PNG, and the overlay of a photo with a legend of the classes present."""
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +13,7 @@ from offseg_hf.visualization.style import BACKGROUND, FAINT_TEXT, LINE, TEXT
 
 Palette = Sequence[tuple[int, int, int]]
 
+FRAME_LEGEND_LINES = 2
 MIN_LEGEND_WIDTH = 300  # pixels: the width of three short entries, which photos of a few pixels get as well
 
 
@@ -78,13 +81,9 @@ def draw_overlay(
 
 def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width: int, font_size: int) -> Image.Image:
     """Draw a table of (name, share, color), read down the columns; wider than `width` if an entry needs it."""
-    font = ImageFont.load_default(font_size)
     gap = max(font_size // 2, 2)
     line = round(font_size * 1.5)
-    swatch = round(font_size * 1.1)
-    name_width = max((round(font.getlength(name)) for name, _, _ in entries), default=0)
-    share_width = round(font.getlength("100.0 %"))
-    cell = swatch + gap + name_width + gap + share_width
+    cell = _cell_width([name for name, _, _ in entries], font_size)
     columns = max(1, min(len(entries), (width - gap) // (cell + 2 * gap)))
     rows = -(-len(entries) // columns)
     columns = -(-len(entries) // rows) if entries else 1
@@ -93,15 +92,65 @@ def draw_legend(entries: Sequence[tuple[str, str, tuple[int, int, int]]], width:
 
     legend = Image.new("RGB", (width, rows * line + 2 * gap), BACKGROUND)
     draw = ImageDraw.Draw(legend)
-    for position, (name, share, color) in enumerate(entries):
+    for position, entry in enumerate(entries):
         column, row = divmod(position, rows)
-        left = gap + column * pitch + gap // 2
-        middle = gap + row * line + line // 2
-        top = middle - swatch // 2
-        draw.rounded_rectangle((left, top, left + swatch, top + swatch), radius=swatch // 5, fill=color, outline=LINE)
-        draw.text((left + swatch + gap, middle), name, fill=TEXT, font=font, anchor="lm")
-        draw.text((left + cell, middle), share, fill=FAINT_TEXT, font=font, anchor="rm")
+        place = (gap + column * pitch + gap // 2, gap + row * line + line // 2)
+        _draw_entry(draw, entry, place, cell, font_size)
     return legend
+
+
+def draw_frame(
+    photo: Image.Image, label_map: np.ndarray, names: Sequence[str], palette: Palette, opacity: float = 0.6
+) -> Image.Image:
+    """Draw a frame of a video under its label map, its largest classes and their shares below.
+
+    Of frames of one size the results are of one, with even sides, as video codecs want them, and what is below keeps
+    its place: as many classes as two lines take, in the order of their ids. Arguments are those of `draw_overlay`.
+    """
+    height, width = label_map.shape
+    font_size = _font_size(width, height)
+    gap, line = max(font_size // 2, 2), round(font_size * 1.5)
+    cell = _cell_width(names, font_size)
+    columns = max(1, (width - gap) // (cell + 2 * gap))
+    size = (width + width % 2, height + FRAME_LEGEND_LINES * line + 2 * gap)
+    canvas = Image.new("RGB", (size[0], size[1] + size[1] % 2), BACKGROUND)
+    canvas.paste(Image.fromarray(_blend(np.asarray(photo.convert("RGB")), label_map, palette, opacity)), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    largest = class_shares(label_map, len(names))[: columns * FRAME_LEGEND_LINES]
+    for position, (index, _, share) in enumerate(sorted(largest)):
+        row, column = divmod(position, columns)
+        place = (gap + column * (cell + 2 * gap), height + gap + row * line + line // 2)
+        _draw_entry(draw, (names[index], _percent(share), palette[index]), place, cell, font_size)
+    return canvas
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _cell_width(names: Sequence[str], font_size: int) -> int:
+    """Return how wide an entry of a legend is: its color, the longest name, and a share."""
+    font = _font(font_size)
+    name_width = max((round(font.getlength(name)) for name in names), default=0)
+    return round(font_size * 1.1) + 2 * max(font_size // 2, 2) + name_width + round(font.getlength("100.0 %"))
+
+
+def _draw_entry(
+    draw: ImageDraw.ImageDraw,
+    entry: tuple[str, str, tuple[int, int, int]],
+    place: tuple[int, int],
+    cell: int,
+    font_size: int,
+) -> None:
+    """Draw (name, share, color), `cell` wide, to the right of a place."""
+    name, share, color = entry
+    left, middle = place
+    font, swatch = _font(font_size), round(font_size * 1.1)
+    top = middle - swatch // 2
+    draw.rounded_rectangle((left, top, left + swatch, top + swatch), radius=swatch // 5, fill=color, outline=LINE)
+    draw.text((left + swatch + max(font_size // 2, 2), middle), name, fill=TEXT, font=font, anchor="lm")
+    draw.text((left + cell, middle), share, fill=FAINT_TEXT, font=font, anchor="rm")
 
 
 def _blend(rgb: np.ndarray, label_map: np.ndarray, palette: Palette, opacity: float) -> np.ndarray:
