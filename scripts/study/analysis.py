@@ -57,54 +57,53 @@ class Difference:
 
 
 class DataSetResults:
-    """The runs of one data set, of the seeds that all of its arms have.
+    """The runs of one data set: of each arm the seeds that the plain one has too.
 
     Args:
         runs: All that there are.
     """
 
     def __init__(self, runs: Sequence[Run]):
-        by_seed: dict[int, dict[str, Run]] = defaultdict(dict)
-        for run in runs:
-            by_seed[run.seed][run.arm] = run
-        arms = {arm for found in by_seed.values() for arm in found}
-        self.seeds = sorted(seed for seed, found in by_seed.items() if arms <= set(found))
-        if not self.seeds or PLAIN not in arms:
-            raise ValueError(f"expected a seed with all of the arms, {PLAIN} among them; found {sorted(by_seed)}")
-        self.arms = [arm for arm in ARMS if arm in arms]
-        self.runs = {(arm, seed): by_seed[seed][arm] for seed in self.seeds for arm in (BASE, *self.arms)}
-        first = self.runs[PLAIN, self.seeds[0]]
-        self.name, self.classes = first.record["data"]["name"], first.record["data"]["classes"]
+        self.runs = {(run.arm, run.seed): run for run in runs}
+        self.seeds = sorted(seed for arm, seed in self.runs if arm == PLAIN)
+        if not self.seeds:
+            raise ValueError(f"expected runs of {PLAIN}, which all are compared with; found {sorted(self.runs)}")
+        self.arms = [arm for arm in ARMS if self.seeds_of(arm)]
+        self.first = self.runs[PLAIN, self.seeds[0]]
+        self.classes: list[str] = self.first.record["data"]["classes"]
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """Return the seeds of an arm that the plain one has too."""
+        return [seed for seed in self.seeds if (arm, seed) in self.runs]
 
     @cached_property
     def tables(self) -> dict[tuple[str, int], PerImage]:
         """The counts of each run."""
         return {key: run.counts.per_image() for key, run in self.runs.items()}
 
-    def scores(self, arm: str, score: str) -> list[float]:
+    def scores(self, arm: str, score: str) -> dict[int, float]:
         """Return a score of every seed, in %."""
-        return [100 * self.runs[arm, seed].record[score] for seed in self.seeds]
+        return {seed: 100 * self.runs[arm, seed].record[score] for seed in self.seeds_of(arm)}
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Difference]]:
         """By arm and score; the photos drawn are the same for all."""
-        drawn = self._drawn()
-        return {
-            arm: {
-                score: Difference(
-                    dict(zip(self.seeds, np.subtract(self.scores(arm, score), self.scores(PLAIN, score)).tolist())),
-                    _interval(np.mean([drawn[arm, s][score] - drawn[PLAIN, s][score] for s in self.seeds], axis=0)),
-                )
-                for score in SCORES
-            }
-            for arm in self.arms
-            if arm != PLAIN
-        }
+        drawn, found = self._drawn(), {}
+        for arm in self.arms:
+            if arm == PLAIN:
+                continue
+            found[arm] = {}
+            for score in SCORES:
+                plain = self.scores(PLAIN, score)
+                by_seed = {seed: value - plain[seed] for seed, value in self.scores(arm, score).items()}
+                of_draws = [drawn[arm, seed][score] - drawn[PLAIN, seed][score] for seed in by_seed]
+                found[arm][score] = Difference(by_seed, _interval(np.mean(of_draws, axis=0)))
+        return found
 
     def _drawn(self) -> dict[tuple[str, int], dict[str, np.ndarray]]:
         """Return the scores of each run on photos drawn with replacement, (DRAWS,) each, in %."""
         generator = np.random.default_rng(SEED)
-        number = len(self.tables[PLAIN, self.seeds[0]].hits)
+        number = len(self.first.counts)
         found: dict[tuple[str, int], dict[str, list]] = {key: defaultdict(list) for key in self.tables}
         for _ in range(0, DRAWS, DRAWS_AT_A_TIME):
             draws = generator.integers(number, size=(DRAWS_AT_A_TIME, number))
@@ -115,30 +114,27 @@ class DataSetResults:
                     found[key][score].append(100 * drawn[score][:, 0])
         return {key: {score: np.concatenate(parts) for score, parts in of.items()} for key, of in found.items()}
 
-    def class_ious(self, arm: str) -> np.ndarray:
-        """Return the IoU of each class in %, (seeds, classes)."""
-        return np.stack([100 * statistics(self.tables[arm, seed])["IoU"][0] for seed in self.seeds])
+    def class_ious(self, arm: str, seeds: Sequence[int]) -> np.ndarray:
+        """Return the mean IoU of each class in %, (classes,), over seeds."""
+        return np.mean([100 * statistics(self.tables[arm, seed])["IoU"][0] for seed in seeds], axis=0)
 
     def accuracy_by_classes_in_photo(self, arm: str) -> Iterator[tuple[str, int, float]]:
         """Yield, for photos with few, some and many classes: how many, photos, and what an arm has more of pixels."""
-        labeled = self.tables[PLAIN, self.seeds[0]].labeled
+        labeled, seeds = self.tables[PLAIN, self.seeds[0]].labeled, self.seeds_of(arm)
         number = (labeled > 0).sum(axis=1)
         low, high = np.quantile(number, (1 / 3, 2 / 3))
         for part in (number <= low, (number > low) & (number <= high), number > high):
             if part.any():
                 hits = {key: tables.hits[part].sum() for key, tables in self.tables.items()}
-                gains = [100 * (hits[arm, seed] - hits[PLAIN, seed]) for seed in self.seeds]
-                counts = number[part]
-                yield f"{counts.min()} to {counts.max()}", int(part.sum()), float(np.mean(gains) / labeled[part].sum())
+                gain = np.mean([100 * (hits[arm, seed] - hits[PLAIN, seed]) for seed in seeds]) / labeled[part].sum()
+                yield f"{number[part].min()} to {number[part].max()}", int(part.sum()), float(gain)
 
 
 def summary(results: DataSetResults) -> dict:
     """Return all figures, for results.json."""
     return {
-        "data": results.runs[PLAIN, results.seeds[0]].record["data"],
-        "recipe": results.runs[PLAIN, results.seeds[0]].record["recipe"],
-        "size": results.runs[PLAIN, results.seeds[0]].record["size"],
-        "photos": len(results.runs[PLAIN, results.seeds[0]].counts),
+        **{name: results.first.record[name] for name in ("data", "recipe", "size")},
+        "photos": len(results.first.counts),
         "differences": {
             arm: {
                 score: {
@@ -164,7 +160,8 @@ def summary(results: DataSetResults) -> dict:
 
 def main_table(results: DataSetResults) -> str:
     """Write, in Markdown, mIoU of each arm by seed, and what it has more than the plain one."""
-    header = ["", *(f"seed {seed}" for seed in results.seeds), "mean", "difference", "over seeds", "over photos"]
+    seeds = results.seeds
+    header = ["", *(f"seed {seed}" for seed in seeds), "mean", "difference", "over seeds", "over photos"]
     rows = []
     for arm in (BASE, *results.arms):
         scores = results.scores(arm, "mIoU")
@@ -173,7 +170,8 @@ def main_table(results: DataSetResults) -> str:
             difference = results.differences[arm]["mIoU"]
             cells = [f"**{difference.mean:+.2f}**", _written(difference.over_seeds), _written(difference.over_photos)]
         title = ARMS[arm].title if arm in ARMS else "what all go on from"
-        rows.append([title, *(f"{score:.2f}" for score in scores), f"{mean(scores):.2f}", *cells])
+        by_seed = (f"{scores[seed]:.2f}" if seed in scores else "" for seed in seeds)
+        rows.append([title, *by_seed, f"{mean(scores.values()):.2f}", *cells])
     return markdown_table(header, rows)
 
 
@@ -192,16 +190,19 @@ def score_table(results: DataSetResults) -> str:
 def class_table(results: DataSetResults) -> str:
     """Write, in Markdown, the IoU of each class and the differences of the arms from the plain one, means of seeds."""
     others = list(results.differences)
-    plain = results.class_ious(PLAIN)
+    plain = results.class_ious(PLAIN, results.seeds)
     labeled = results.tables[PLAIN, results.seeds[0]].labeled
     shares, photos = labeled.sum(axis=0) / labeled.sum(), (labeled > 0).mean(axis=0)
-    differences = {arm: (results.class_ious(arm) - plain).mean(axis=0) for arm in others}
+    differences = {
+        arm: results.class_ious(arm, seeds) - results.class_ious(PLAIN, seeds)
+        for arm, seeds in ((arm, results.seeds_of(arm)) for arm in others)
+    }
     rows = [
         [
             name,
             f"{100 * shares[index]:.1f} %",
             f"{100 * photos[index]:.0f} %",
-            f"{plain[:, index].mean():.1f}",
+            f"{plain[index]:.1f}",
             *(f"{differences[arm][index]:+.1f}" for arm in others),
         ]
         for index, name in enumerate(results.classes)
@@ -220,7 +221,7 @@ def statistics_table(results: DataSetResults) -> str:
     """Write, in Markdown, what the offsets do in the logits, and where classes look; means of seeds."""
     rows = []
     for arm in results.arms:
-        found = [results.runs[arm, seed].record["offsets"] for seed in results.seeds]
+        found = [results.runs[arm, seed].record["offsets"] for seed in results.seeds_of(arm)]
         if all(found):
             parts = np.mean([of["logits"] for of in found], axis=0)
             attended = 100 * np.mean([of["attended"] for of in found], axis=0)

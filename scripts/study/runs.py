@@ -105,9 +105,14 @@ class DataSetRuns:
         if not path.is_file():
             return False
         record = json.loads(path.read_text(encoding="utf-8"))
-        found, expected = (record["recipe"], record["data"]["split"]), (asdict(self.recipe), self.split)
-        if found != expected:
-            raise ValueError(f"{path}: expected a run with {expected}, got one with {found}; name another --output")
+        found, expected = record["recipe"], asdict(self.recipe)
+        if arm == BASE:  # however it is continued
+            found, expected = ({**recipe, "continued": None} for recipe in (found, expected))
+        if (found, record["data"]["split"]) != (expected, self.split):
+            raise ValueError(
+                f"{path}: expected a run tested on {self.split} with {expected}, got one on {record['data']['split']} "
+                f"with {found}; name another --output"
+            )
         return True
 
     def _folder(self, arm: str, seed: int) -> Path:

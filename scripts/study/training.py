@@ -50,8 +50,8 @@ class Recipe:
     weight_decay: float = 0.01
     encoder_multiplier: float = 0.3
     warmup_iterations: int = 20
-    base: Phase = field(default_factory=lambda: Phase(600, 1e-3, frozen_maps=2, mirrored=True))
-    continued: Phase = field(default_factory=lambda: Phase(200, 5e-4, frozen_maps=4, mirrored=False))
+    base: Phase = field(default_factory=lambda: Phase(400, 1e-3, frozen_maps=2, mirrored=True))
+    continued: Phase = field(default_factory=lambda: Phase(160, 5e-4, frozen_maps=4, mirrored=False))
 
 
 @dataclass(frozen=True)
