@@ -258,11 +258,11 @@ def draw_differences(all_results: Mapping[str, DataSetResults]) -> Figure:
                 axes.plot(values, [row] * len(values), "o", color=color, markersize=4, markerfacecolor="white")
                 axes.plot([difference.mean], [row], "D", color=color, markersize=6)
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.set_title(f"{name}: mIoU minus that of plain, {len(results.seeds)} seeds")
+            axes.set_title(f"{name}: mIoU minus that of plain, seeds: {len(results.seeds)}")
             axes.set_xlabel("percentage points")
             axes.grid(axis="x")
         all_axes[0].set_yticks(range(len(arms)), arms)
-        all_axes[0].invert_yaxis()
+        all_axes[0].set_ylim(len(arms) - 0.5, -0.5)
         figure.supxlabel(
             "rings: seeds; diamond: their mean; thick: 95 % over seeds; thin: 95 % over photos", fontsize=8
         )
