@@ -1,0 +1,1 @@
+"""The paired study of offset learning from pretrained weights; `scripts/offset_study.py` is its command."""
