@@ -260,7 +260,7 @@ def _write(
         write_program(program, file, facts)
         return
     if options.format == Format.aotinductor:
-        compile_program(program, file)
+        compile_program(program, file, facts)
         return
     onnx_file = folder / FILES[Format.onnx][0]
     export_onnx(program, onnx_file, outputs, facts)

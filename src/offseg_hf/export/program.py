@@ -18,8 +18,8 @@ def write_program(program: torch.export.ExportedProgram, path: Path, facts: Mapp
     torch.export.save(program, path, extra_files={FACTS: json.dumps(dict(facts))})
 
 
-def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write a traced network compiled by AOTInductor.
+def compile_program(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str, str]) -> None:
+    """Write a traced network compiled by AOTInductor, with `facts` as metadata.
 
     Raises:
         ValueError: where there is no C++ compiler.
@@ -29,4 +29,6 @@ def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:
     if shutil.which("g++") is None:
         raise ValueError("the format aotinductor needs the compiler g++, which is not installed")
     with quiet(), torch.no_grad():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": dict(facts)}
+        )
