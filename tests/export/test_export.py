@@ -83,7 +83,7 @@ def test_from_pixels_to_labels(folder):
     segmenter = Segmenter(folder / "model")
     for size in ((128, 96), (75, 131)):
         photo = Image.open(photos[0]).resize(size)
-        pixels = torch.from_numpy(np.asarray(photo)).permute(2, 0, 1)[None].float()
+        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, size=(64, 64), mode="bilinear").round().byte()
         inputs = segmenter.processor(images=pixels[0], return_tensors="pt", do_resize=False)
         with torch.no_grad():
