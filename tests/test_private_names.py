@@ -6,6 +6,7 @@ rests on it and what to do; and no further one comes in unnamed.
 
 import ast
 import importlib
+import inspect
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -172,6 +173,12 @@ def fake_tensors() -> None:
     importlib.import_module("torch._subclasses.fake_tensor").FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def aotinductor() -> None:
+    inductor = importlib.import_module("torch._inductor")
+    assert "inductor_configs" in inspect.signature(inductor.aoti_compile_and_package).parameters
+    assert "run_single_threaded" in inspect.signature(inductor.aoti_load_package).parameters
+
+
 @dataclass(frozen=True)
 class PrivateName:
     """names: of `library`. used_for: what rests on them. check: raises where that has changed. instead: what to do."""
@@ -210,7 +217,8 @@ PRIVATE_NAMES = [
     PrivateName(
         "transformers",
         ("_attn_implementation",),
-        "a wrapped model and its wrapper name the same attention (models/configuration_offset_learning.py)",
+        "a wrapped model and its wrapper name the same attention (models/configuration_offset_learning.py); "
+        "exports know what to set again (export/trace.py)",
         attention_implementation,
         "read and set it in `_attention_implementations` and `take_attention_of_base` as configurations now hold it",
     ),
@@ -274,6 +282,13 @@ PRIVATE_NAMES = [
         "multiply-accumulates are counted without memory (scripts/zoo_table.py)",
         fake_tensors,
         "import FakeTensorMode from where torch's documentation of fake tensors now has it",
+    ),
+    PrivateName(
+        "torch",
+        ("_inductor",),
+        "exported networks that AOTInductor has compiled (export/program.py, export/runtime.py)",
+        aotinductor,
+        "compile and load as torch's documentation of AOTInductor now has it",
     ),
     PrivateName(
         "transformers",

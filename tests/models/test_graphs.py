@@ -18,6 +18,7 @@ from offseg_hf.models.layers import ConvNorm, fuse
 from offseg_hf.models.pixel_decoder_freqfusion import FreqFusion, carafe, sample_displaced
 from tests.comparison import assert_same_outputs
 from tests.tiny import random_values, tiny_model
+from tests.webgpu import data_nodes
 
 
 ANY = torch.export.Dim.DYNAMIC
@@ -40,19 +41,11 @@ def export(model: nn.Module, inputs: dict[str, Tensor], dynamic: dict, path: Pat
 
 def int64_arithmetic(graph: onnx.GraphProto) -> list[str]:
     """Nodes that compute in int64, on anything but shapes."""
-    typed = (*graph.value_info, *graph.input, *graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in typed}
-    types |= {value.name: value.data_type for value in graph.initializer}
-    data = {value.name for value in graph.input}
-    found = []
-    for node in graph.node:
-        is_range = node.op_type == "Range"  # numbers of pixels, beside which their arithmetic is on as many values
-        if node.op_type in ("Shape", "Size") or not (is_range or data.intersection(node.input)):
-            continue
-        data.update(node.output)
-        if node.op_type not in MOVES and onnx.TensorProto.INT64 in [types[name] for name in node.output]:
-            found.append(node.op_type)
-    return found
+    return [
+        node.op_type
+        for node, kind in data_nodes(graph)
+        if kind == onnx.TensorProto.INT64 and node.op_type not in MOVES
+    ]
 
 
 def run(session: onnxruntime.InferenceSession, inputs: dict[str, Tensor]) -> list[Tensor]:

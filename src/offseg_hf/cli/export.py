@@ -16,42 +16,60 @@ def export(
     precision: Annotated[
         Precision, typer.Option(help="What it computes in: bf16 with OpenVINO, fp16 as ONNX, int8 of convolutions.")
     ] = Precision.fp32,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="For any number of images of any size, instead of one window.")
+    ] = False,
+    end_to_end: Annotated[
+        bool,
+        typer.Option("--end-to-end", help="Also a graph from pixels to labels, which is not the official protocol."),
+    ] = False,
     photos: Annotated[
         list[str] | None,
         typer.Option(help="Photo, folder or pattern to check with, and to calibrate int8; else generated scenes."),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "--data", help="Folder of a data set, or its name on the Hub: mIoU of both."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set: train, val or test.")] = "val",
     overwrite: Overwrite = False,
 ) -> None:
-    """Export a model to ONNX or OpenVINO, and check it against the model itself.
+    """Export a model for another runtime, and check it against the model itself.
 
     `offseg segment`, `offseg evaluate` and `pipeline` take the folder as they take a model. What differs from the
     model by more than its precision explains is an error, and nothing is written.
 
     Examples:
         offseg export runs/mine/best --output exported
-        offseg export runs/mine/best --format openvino --precision bf16 --output exported
-        offseg export runs/mine/best --precision int8 --photos my_photos --output exported
+        offseg export runs/mine/best --format openvino --precision bf16 --dataset my_photos --output exported
+        offseg export runs/mine/best --precision int8 --photos my_photos --end-to-end --output exported
     """
+    from offseg_hf.data.source import DataSource
+    from offseg_hf.evaluation import EvaluationOptions, evaluate
+    from offseg_hf.export.card import check_lines
     from offseg_hf.export.export import ExportOptions, export_model
     from offseg_hf.inference.files import plan
 
     quiet_libraries()
-    options = ExportOptions(format, precision)
+    options = ExportOptions(format, precision, dynamic=dynamic, end_to_end=end_to_end)
     options.check()
     jobs, failed = plan(photos or [], output, overwrite=True)
     if failed:
         raise ValueError(f"{failed[0].source}: {failed[0].message}")
-    report = export_model(model, output, options=options, photos=[job.source for job in jobs], overwrite=overwrite)
-    height, width = report["image"]
-    stdout.print(
-        f"{100 * report['equal_labels']:.3f} % of labels are equal on {report['photos']} "
-        f"{'generated scenes' if report['generated'] else 'photos'}; logits differ by at most "
-        f"{report['largest_difference']:.1e} of {report['largest_logit']:.3g}"
+
+    def miou(name: str) -> float:
+        report = evaluate(name, DataSource(dataset), split, options=EvaluationOptions(device="cpu"))
+        assert report is not None  # one process
+        return 100 * report["metrics"]["mIoU"]
+
+    report = export_model(
+        model,
+        output,
+        options=options,
+        photos=[job.source for job in jobs],
+        score=None if dataset is None else miou,
+        overwrite=overwrite,
     )
-    stdout.print(
-        f"{report['runtime_ms']:g} ms for an image of {width}x{height}, with PyTorch {report['torch_ms']:g} ms; "
-        f"{report['megabytes']:g} MB"
-    )
-    if report["computed_in"] != precision:
-        stdout.print(f"this processor has no {precision}: checked and timed in {report['computed_in']}")
+    for line in check_lines(report):
+        stdout.print(line)
     stdout.print(f"exported to {output}: `offseg segment photo.jpg --model {output} --output segmented`")

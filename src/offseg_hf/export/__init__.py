@@ -8,6 +8,8 @@ class Format(StrEnum):
 
     onnx = "onnx"
     openvino = "openvino"
+    torch = "torch"
+    aotinductor = "aotinductor"
 
 
 class Precision(StrEnum):

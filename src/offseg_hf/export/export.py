@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,21 @@ from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, BatchFeature
 from offseg_hf import __version__
 from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
+from offseg_hf.export import end_to_end as photo_to_labels
+from offseg_hf.export.card import write_card
+from offseg_hf.export.memory import memory_of
 from offseg_hf.export.onnx import export_onnx, quantize, to_half
 from offseg_hf.export.openvino import convert_to_openvino
-from offseg_hf.export.runtime import FILES, RUNTIMES, ExportedConfig, ExportedForSemanticSegmentation, require
+from offseg_hf.export.program import compile_program, write_program
+from offseg_hf.export.runtime import (
+    FILES,
+    RUNTIMES,
+    ExportedForSemanticSegmentation,
+    ExportedForUniversalSegmentation,
+    ExportedMixin,
+    require,
+)
+from offseg_hf.export.trace import trace
 from offseg_hf.inference.files import read_photo
 from offseg_hf.inference.segmenter import Segmenter
 from offseg_hf.utils.files import new_folder
@@ -29,17 +41,26 @@ from offseg_hf.utils.files import new_folder
 
 # Precision -> formats that have it, and the share of a photo's labels that must stay.
 PRECISIONS = {
-    Precision.fp32: ((Format.onnx, Format.openvino), 0.999),
+    Precision.fp32: (tuple(Format), 0.999),
     Precision.fp16: ((Format.onnx,), 0.99),
     Precision.bf16: ((Format.openvino,), 0.97),
     Precision.int8: ((Format.onnx, Format.openvino), 0.95),
 }
+LOST_MIOU = {Precision.fp32: 0.1, Precision.fp16: 0.2, Precision.bf16: 0.5, Precision.int8: 1.0}  # at most, of 100
 LARGEST_DIFFERENCE = 1e-3  # of logits in fp32, relative to the largest
 CHECKED_PHOTOS = 4
+CHECKED_SIZES = ((2, 61, 97), (1, 96, 160))  # of graphs for any size, beside that of the photos: batch, height, width
 CALIBRATION_IMAGES = 32
 REPEATS = 5
 SCENE_SIZE = (512, 384)
 REPORT_FILE = "export.json"
+# What each format is written and read with, as Python imports it.
+PACKAGES: dict[Format, tuple[str, ...]] = {
+    Format.onnx: ("onnx", "onnxscript", RUNTIMES[Format.onnx]),
+    Format.openvino: ("onnx", "onnxscript", RUNTIMES[Format.openvino]),
+    Format.torch: (),
+    Format.aotinductor: (),
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +70,14 @@ class ExportOptions:
     Args:
         format: of the file.
         precision: that it computes in.
+        dynamic: for any number of images of any size, instead of one image of the size that the first photo gives.
+        end_to_end: write `end_to_end.onnx` too, a graph from a photo's pixels to its labels.
     """
 
     format: Format = Format.onnx
     precision: Precision = Precision.fp32
+    dynamic: bool = False
+    end_to_end: bool = False
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
@@ -61,6 +86,13 @@ class ExportOptions:
             raise ValueError(
                 f"expected {self.precision} in the format {' or '.join(formats)}, got {self.format}: its runtime "
                 "would compute in float32 on the CPU"
+            )
+        if self.dynamic and self.format == Format.aotinductor:
+            raise ValueError("aotinductor compiles for one size: expected another format with --dynamic")
+        if self.end_to_end and (self.dynamic or self.format != Format.onnx):
+            raise ValueError(
+                "a graph from pixels to labels is ONNX, around a network of one size: expected --end-to-end with the "
+                "format onnx, and without --dynamic"
             )
 
 
@@ -73,40 +105,37 @@ def export_model(
     *,
     options: ExportOptions = DEFAULTS,
     photos: Sequence[Path] = (),
+    score: Callable[[str], float] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Export a model, by name, to a folder that `pipeline`, `offseg segment` and `offseg evaluate` take as a model.
 
     Args:
-        model: folder, or name on the Hub; for semantic segmentation, of this package or of transformers.
+        model: folder, or name on the Hub; for semantic or universal segmentation, of this package or of transformers.
         output: the folder.
         options: how.
         photos: to check the export with; by default generated scenes. For int8 every second one calibrates, and the
             others check.
+        score: gives the mIoU, in percent, of a model by name; of both, by the same data.
         overwrite: replace the output, if it is the folder of a model.
 
     Returns:
         The report, as it is written to `export.json`: the largest difference of logits, the share of equal labels,
-        and the milliseconds of both for one image.
+        and the milliseconds and megabytes of both for one image.
 
     Raises:
         ValueError: for a model that cannot be exported, and for an export that differs by more than its precision
             explains, of which nothing is written.
     """
     options.check()
-    for package in ("onnx", "onnxscript", RUNTIMES[options.format]):
+    for package in PACKAGES[options.format]:
         require(package)
     if options.precision == Precision.int8 and len(photos) < 2:
         raise ValueError("int8 needs photos to calibrate with: pass two or more, as the model is to see (--photos)")
     segmenter = Segmenter(model, "cpu")
-    config = segmenter.model.config
-    if isinstance(segmenter.model, ExportedForSemanticSegmentation):
+    if isinstance(segmenter.model, ExportedMixin):
         raise ValueError(f"{model} is an exported model: export the model that it was made of")
-    if type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
-        raise ValueError(
-            f"expected a model for semantic segmentation, got {type(segmenter.model).__name__}, whose masks and "
-            "classes are put together by its image processor: its export is not supported"
-        )
+    exported_class = _exported_class(segmenter, options)
     with new_folder(output, overwrite=overwrite) as folder:
         is_calibrated = options.precision == Precision.int8
         pictures = list(_pictures(photos[1::2] if is_calibrated else photos))
@@ -115,44 +144,55 @@ def export_model(
         segmenter.fuse(view, (pictures[0].height, pictures[0].width))
         facts = _facts(segmenter, str(model), options)
         seen = (
-            _of_size(image, example.shape[-2:])
+            image.contiguous() if options.dynamic else _of_size(image, example.shape[-2:])
             for path in (photos[::2] if is_calibrated else ())
             for image in _images(segmenter.prepare(read_photo(path)))
         )
         network = segmenter.network
         assert isinstance(network, nn.Module)
-        _write(network, folder, example, options, facts, islice(seen, CALIBRATION_IMAGES))
-        exported_config = ExportedConfig(
+        program = trace(network, exported_class.outputs, example, dynamic=options.dynamic)
+        _write(program, folder, exported_class.outputs, options, facts, islice(seen, CALIBRATION_IMAGES))
+        config = segmenter.model.config
+        size = None if options.dynamic else list(example.shape[-2:])
+        exported_class.config_class(
             format=options.format,
             precision=options.precision,
-            size=list(example.shape[-2:]),
-            num_channels=getattr(config, "num_channels", 3),
+            size=size,
+            num_channels=example.shape[1],
             num_parameters=segmenter.model.num_parameters(),
             source=json.loads(facts["source"]),
             sha256=_digest(folder / FILES[options.format][-1]),
             id2label=dict(config.id2label),
             label2id=dict(config.label2id),
-            architectures=[ExportedForSemanticSegmentation.__name__],
-        )
-        exported_config.save_pretrained(folder)
+            architectures=[exported_class.__name__],
+        ).save_pretrained(folder)
         segmenter.processor.save_pretrained(folder)
+        images = [torch.randn(batch, example.shape[1], *side) for batch, *side in CHECKED_SIZES if options.dynamic]
         report: dict[str, Any] = {
             "model": str(model),
             "format": options.format,
             "precision": options.precision,
+            "size": size,
             "offseg_hf": __version__,
             "photos": len(pictures),
             "generated": not photos,
-            **compare(segmenter, Segmenter(folder, "cpu"), pictures, example),
+            **compare(segmenter, Segmenter(folder, "cpu"), pictures, [example, *images]),
         }
         report["megabytes"] = round(sum((folder / file).stat().st_size for file in FILES[options.format]) / 1e6, 1)
         _require_alike(report, options.precision)
+        if options.end_to_end:
+            report["end_to_end"] = _add_end_to_end(segmenter, folder, size, facts, pictures)
+        report["torch_memory_mb"], report["runtime_memory_mb"] = memory_of([str(model), str(folder)], example.shape)
+        if score is not None:
+            report["torch_miou"], report["runtime_miou"] = score(str(model)), score(str(folder))
+            _require_alike(report, options.precision)
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_card(folder, report)
     return report
 
 
 def compare(
-    ours: Segmenter, theirs: Segmenter, pictures: Sequence[Image.Image], example: torch.Tensor
+    ours: Segmenter, theirs: Segmenter, pictures: Sequence[Image.Image], examples: Sequence[torch.Tensor]
 ) -> dict[str, Any]:
     """Compare an exported model with the model it is of.
 
@@ -160,51 +200,97 @@ def compare(
         ours: the model.
         theirs: what was exported.
         pictures: photos, whose label maps are compared.
-        example: images whose logits are compared, and timed, in turns.
+        examples: images whose logits are compared; the first ones are timed, in turns.
 
     Returns:
         The part of the report that says how they differ.
     """
-    seconds: dict[Segmenter, list[float]] = {ours: [], theirs: []}
-    logits = {}
-    with torch.inference_mode():
-        for _ in range(REPEATS):
-            for each, times in seconds.items():
-                start = time.perf_counter()
-                logits[each] = each.network(pixel_values=example).logits
-                times.append(time.perf_counter() - start)
-    expected, got = logits[ours], logits[theirs]
-    if expected.shape != got.shape:
-        raise ValueError(f"expected logits of the shape {tuple(expected.shape)}, got {tuple(got.shape)} of the export")
+    difference = largest = 0.0
+    for example in reversed(examples):
+        seconds: dict[Segmenter, list[float]] = {ours: [], theirs: []}
+        results: dict[Segmenter, list[torch.Tensor]] = {}
+        with torch.inference_mode():
+            for _ in range(REPEATS if example is examples[0] else 1):
+                for each, times in seconds.items():
+                    start = time.perf_counter()
+                    outputs = each.network(pixel_values=example)
+                    times.append(time.perf_counter() - start)
+                    results[each] = [outputs[name] for name in theirs.model.outputs]
+        for expected, got in zip(results[ours], results[theirs], strict=True):
+            if expected.shape != got.shape:
+                raise ValueError(
+                    f"expected outputs of the shape {tuple(expected.shape)}, got {tuple(got.shape)} of the export"
+                )
+            difference = max(difference, float((expected - got).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
     return {
-        "largest_difference": float((expected - got).abs().max()),
-        "largest_logit": float(expected.abs().max()),
+        "largest_difference": difference,
+        "largest_logit": largest,
         "computed_in": theirs.model.network.computes_in,
         "equal_labels": round(statistics.mean((ours(each) == theirs(each)).mean() for each in pictures), 6),
-        "image": list(example.shape[-2:]),
+        "image": list(examples[0].shape[-2:]),
         "torch_ms": round(1000 * statistics.median(seconds[ours]), 1),
         "runtime_ms": round(1000 * statistics.median(seconds[theirs]), 1),
     }
 
 
+def _exported_class(segmenter: Segmenter, options: ExportOptions) -> Any:
+    """Return the class of what is exported."""
+    if type(segmenter.model.config) not in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
+        return ExportedForSemanticSegmentation
+    if options.end_to_end:
+        raise ValueError(
+            f"{type(segmenter.model).__name__} segments into masks, which its image processor puts together: export "
+            "it without --end-to-end"
+        )
+    return ExportedForUniversalSegmentation
+
+
 def _write(
-    network: nn.Module,
+    program: torch.export.ExportedProgram,
     folder: Path,
-    example: torch.Tensor,
+    outputs: Sequence[str],
     options: ExportOptions,
     facts: Mapping[str, str],
     seen: Iterable[torch.Tensor],
 ) -> None:
     """Write the files of the network; `seen` are images to calibrate with."""
-    file = folder / FILES[Format.onnx][0]
-    export_onnx(network, file, example, facts)
+    file = folder / FILES[options.format][0]
+    if options.format == Format.torch:
+        write_program(program, file, facts)
+        return
+    if options.format == Format.aotinductor:
+        compile_program(program, file, facts)
+        return
+    onnx_file = folder / FILES[Format.onnx][0]
+    export_onnx(program, onnx_file, outputs, facts)
     if options.precision == Precision.fp16:
-        to_half(file)
+        to_half(onnx_file)
     if options.precision == Precision.int8:
-        quantize(file, (image.numpy() for image in seen))
+        quantize(onnx_file, (image.numpy() for image in seen))
     if options.format == Format.openvino:
-        convert_to_openvino(file, folder / FILES[Format.openvino][0], facts)
-        file.unlink()
+        convert_to_openvino(onnx_file, file, facts)
+        onnx_file.unlink()
+
+
+def _add_end_to_end(
+    segmenter: Segmenter, folder: Path, size: Any, facts: Mapping[str, str], pictures: Sequence[Image.Image]
+) -> dict[str, Any]:
+    """Write the graph from pixels to labels; return how it compares with the model under its own protocol."""
+    file = folder / photo_to_labels.FILE
+    network = folder / FILES[Format.onnx][0]
+    photo_to_labels.write_end_to_end(network, file, tuple(size), segmenter.processor, len(segmenter.names), facts)
+    labels_of, shares, times = photo_to_labels.open_end_to_end(file), [], []
+    for picture in pictures:
+        start = time.perf_counter()
+        labels = labels_of(picture)
+        times.append(time.perf_counter() - start)
+        shares.append((labels == segmenter(picture)).mean())
+    return {
+        "protocol": photo_to_labels.PROTOCOL,
+        "equal_labels": round(statistics.mean(shares), 6),
+        "ms": round(1000 * statistics.median(times), 1),
+    }
 
 
 def _facts(segmenter: Segmenter, name: str, options: ExportOptions) -> dict[str, str]:
@@ -260,15 +346,27 @@ def _digest(path: Path) -> str:
 
 
 def _require_alike(report: Mapping[str, Any], precision: Precision) -> None:
-    share = PRECISIONS[precision][1]
-    differs = (
-        precision == Precision.fp32 and report["largest_difference"] > LARGEST_DIFFERENCE * report["largest_logit"]
-    )
-    if not differs and report["equal_labels"] >= share:
-        return
-    raise ValueError(
-        f"the export differs from the model by more than {precision} explains, and is not kept: expected "
-        f"{100 * share:g} % of equal labels on {report['photos']} photos, got {100 * report['equal_labels']:.2f} %; "
-        f"logits up to {report['largest_logit']:.3g} differ by {report['largest_difference']:.2g}"
-        + ("" if precision == Precision.fp32 else "; try fp32, or photos like those that it was trained on (--photos)")
-    )
+    """Raise ValueError for an export that differs by more than its precision explains."""
+    (_, share), found = PRECISIONS[precision], []
+    if precision == Precision.fp32 and report["largest_difference"] > LARGEST_DIFFERENCE * report["largest_logit"]:
+        found.append(
+            f"logits up to {report['largest_logit']:.3g} that differ by {LARGEST_DIFFERENCE:g} of that at most, got "
+            f"{report['largest_difference']:.2g}"
+        )
+    if report["equal_labels"] < share:
+        found.append(
+            f"{100 * share:g} % of equal labels on {report['photos']} photos, got {100 * report['equal_labels']:.2f} %"
+        )
+    lost = report.get("torch_miou", 0) - report.get("runtime_miou", 0)
+    if lost > LOST_MIOU[precision]:
+        found.append(f"at most {LOST_MIOU[precision]:g} points of mIoU lost, got {lost:.2f}")
+    if found:
+        raise ValueError(
+            f"the export differs from the model by more than {precision} explains, and is not kept: expected "
+            + "; and ".join(found)
+            + (
+                ""
+                if precision == Precision.fp32
+                else "; try fp32, or photos like those that it was trained on (--photos)"
+            )
+        )

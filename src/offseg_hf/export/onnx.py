@@ -1,18 +1,17 @@
-"""A network as ONNX: traced by `torch.export`, with what it is written into the file's own metadata."""
+"""A network as ONNX, with what it is written into the file's own metadata."""
 
-import logging
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from offseg_hf.export.runtime import require
+from offseg_hf.export.trace import quiet
 
 
 OPSET = 20  # the first with GELU
@@ -20,52 +19,63 @@ OPSET = 20  # the first with GELU
 FOLDED_INPUT, FOLDED_OUTPUT = 1024, 4096
 
 
-class Logits(nn.Module):
-    """A model as a function from images to logits."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the logits of images."""
-        return self.model(pixel_values=pixel_values).logits
-
-
-def export_onnx(model: nn.Module, path: Path, example: Tensor, facts: Mapping[str, str]) -> None:
-    """Write a model as ONNX, for images of one size, one at a time.
+def export_onnx(
+    program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], facts: Mapping[str, str]
+) -> None:
+    """Write a traced network as ONNX.
 
     Args:
-        model: of transformers, whose outputs are `logits`.
+        program: of `trace`.
         path: the file.
-        example: an image (1, channels, height, width) of the size.
+        outputs: their names.
         facts: metadata.
 
     Raises:
-        ValueError: for a model that cannot be traced.
+        ValueError: for a network with an operator that ONNX does not have.
     """
     require("onnxscript")
-    from onnxscript.optimizer import optimize_ir
-
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                Logits(model).eval(),
-                (),
-                kwargs={"pixel_values": example},
+        with quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                program,
                 dynamo=True,
                 input_names=["pixel_values"],
-                output_names=["logits"],
+                output_names=list(outputs),
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
             )
-    except Exception as error:  # of the tracer, of the exporter and of the model: they have no base in common
+    except Exception as error:  # of the exporter, without a base in common
         raise ValueError("this model cannot be exported to ONNX") from error
-    assert program is not None
-    optimize_ir(program.model, input_size_limit=FOLDED_INPUT, output_size_limit=FOLDED_OUTPUT)
-    program.model.metadata_props.update(facts)
-    program.save(path)
+    assert exported is not None
+    _simplify(exported.model)
+    exported.model.metadata_props.update(facts)
+    exported.save(path)
+
+
+def _simplify(model: Any) -> None:
+    """Compute what is constant and small, and drop what nobody uses or what is there twice.
+
+    onnxscript's optimizer tries a hundred patterns at every node besides, for most of an export's time. Runtimes know
+    those patterns themselves.
+    """
+    from onnxscript.optimizer import fold_constants_ir
+
+    passes = require("onnx_ir.passes.common")
+
+    passes.InlinePass()(model)
+    fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=FOLDED_INPUT, output_size_limit=FOLDED_OUTPUT)
+    for simplify in (
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        simplify(model)
 
 
 def to_half(path: Path) -> None:
@@ -98,7 +108,7 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
             image = next(self.left, None)
             return None if image is None else {"pixel_values": image}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder, "model.onnx")
         # Its optimizer would write operators that ONNX Runtime alone knows.
         quant_pre_process(path, prepared, skip_optimization=True, skip_symbolic_shape=True)
@@ -123,16 +133,3 @@ def _converters() -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' remarks about their own future and insides from the user."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -19,11 +19,24 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from offseg_hf.export import Format
+from offseg_hf.models.configuration_offset import AnyBase
+from offseg_hf.models.modeling_offset_mask2former import OffsetMask2FormerForUniversalSegmentationOutput
 from offseg_hf.models.modeling_utils import SemanticSegmentationMixin
 
 
-RUNTIMES = {Format.onnx: "onnxruntime", Format.openvino: "openvino"}  # as pip and Python name them
-FILES = {Format.onnx: ("model.onnx",), Format.openvino: ("model.xml", "model.bin")}
+# As pip and Python name them.
+RUNTIMES = {
+    Format.onnx: "onnxruntime",
+    Format.openvino: "openvino",
+    Format.torch: "torch",
+    Format.aotinductor: "torch",
+}
+FILES = {
+    Format.onnx: ("model.onnx",),
+    Format.openvino: ("model.xml", "model.bin"),
+    Format.torch: ("model.pt2",),
+    Format.aotinductor: ("model.pt2",),
+}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -46,11 +59,11 @@ class ExportedConfig(PreTrainedConfig):
     r"""Configuration of an exported model.
 
     format (`str`, *optional*, defaults to `"onnx"`):
-        `"onnx"` or `"openvino"`.
+        `"onnx"`, `"openvino"`, `"torch"` or `"aotinductor"`.
     precision (`str`, *optional*, defaults to `"fp32"`):
         What the network computes in.
     size (`list[int]`, *optional*, defaults to `[512, 512]`):
-        Height and width of the only images that the network takes.
+        Height and width of the only images that the network takes; `None` for one that takes any.
     num_channels (`int`, *optional*, defaults to 3):
         Of the images.
     num_parameters (`int`, *optional*, defaults to 0):
@@ -66,7 +79,7 @@ class ExportedConfig(PreTrainedConfig):
 
     format: str = "onnx"
     precision: str = "fp32"
-    size: list[int] | tuple[int, ...] = (512, 512)
+    size: list[int] | tuple[int, ...] | None = (512, 512)
     num_channels: int = 3
     num_parameters: int = 0
     source: dict | None = None
@@ -78,17 +91,24 @@ class ExportedConfig(PreTrainedConfig):
             raise ValueError(f"format must be one of {', '.join(Format)}, got {self.format!r}")
 
 
-class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel):
-    """A model for semantic segmentation whose network runs in ONNX Runtime or OpenVINO, on the CPU.
+@strict
+class ExportedUniversalConfig(ExportedConfig):
+    """Configuration of an exported model of masks; its fields are those of every exported model."""
+
+    model_type = "exported_universal_segmenter"
+
+
+class ExportedMixin(AnyBase):
+    """A model whose network runs in another runtime, on the CPU.
 
     Args:
         config: its configuration.
         network: the network.
     """
 
-    config: ExportedConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    outputs: tuple[str, ...] = ()  # of the network, by their names in the model's output
 
     def __init__(self, config: ExportedConfig, network: "Network"):
         super().__init__(config)
@@ -116,31 +136,29 @@ class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel
                 "another --precision, and pass float32 here, in which it takes images and gives logits"
             )
         if config is None:
-            config = ExportedConfig.from_pretrained(name, **where)
+            config = cls.config_class.from_pretrained(name, **where)
         paths = [cached_file(str(name), file, **where) for file in FILES[Format(config.format)]]
         model = cls(config, open_network(Path(paths[0]), config.format, config.precision)).eval()
         if not kwargs.get("output_loading_info"):
             return model
         return model, {name: set() for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
 
-    def forward(  # without labels: it cannot be trained
-        self, pixel_values: Tensor, windows: Tensor | None = None, image_sizes: Tensor | None = None
-    ) -> Any:
-        """Segment images as every model here does; arguments are those of its `forward`."""
-        return super().forward(pixel_values, windows=windows, image_sizes=image_sizes, output_hidden_states=False)
+    def run(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return the network's outputs of images: together if it takes any number, else one by one.
 
-    def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits of images, one by one, and no feature maps."""
+        Raises:
+            ValueError: for images of another size than the only one.
+        """
         size = self.config.size
-        if tuple(pixel_values.shape[-2:]) != tuple(size):
+        if size is not None and tuple(pixel_values.shape[-2:]) != tuple(size):
             raise ValueError(
                 f"this model was exported for images of {size[0]} x {size[1]} (height x width), got "
                 f"{pixel_values.shape[-2]} x {pixel_values.shape[-1]}: use the model itself for these, or export it "
-                "again with a photo of this size (--photos)"
+                "again, for any size (--dynamic) or with a photo of this size (--photos)"
             )
-        images = pixel_values.to("cpu", torch.float32).numpy()
-        logits = np.concatenate([self.network.run(image[None]) for image in images])
-        return torch.from_numpy(logits).to(pixel_values.device), []
+        images = pixel_values.to("cpu", torch.float32)
+        parts = [self.network.run(part.numpy()) for part in (images.split(1) if size else [images])]
+        return [torch.from_numpy(np.concatenate(each)).to(pixel_values.device) for each in zip(*parts)]
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Return how many the exported model has, none of which can be trained."""
@@ -155,16 +173,56 @@ class ExportedForSemanticSegmentation(SemanticSegmentationMixin, PreTrainedModel
         raise ValueError("an exported model cannot be saved: copy its folder, or export the model again")
 
 
+class ExportedForSemanticSegmentation(ExportedMixin, SemanticSegmentationMixin, PreTrainedModel):
+    """An exported model for semantic segmentation."""
+
+    config: ExportedConfig
+    outputs = ("logits",)
+
+    def forward(  # without labels: it cannot be trained
+        self, pixel_values: Tensor, windows: Tensor | None = None, image_sizes: Tensor | None = None
+    ) -> Any:
+        """Segment images as every model here does; arguments are those of its `forward`."""
+        return super().forward(pixel_values, windows=windows, image_sizes=image_sizes, output_hidden_states=False)
+
+    def segment(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits of images, and no feature maps."""
+        (logits,) = self.run(pixel_values)
+        return logits, []
+
+
+class ExportedForUniversalSegmentation(ExportedMixin, PreTrainedModel):
+    """An exported model that segments images into masks with classes."""
+
+    config: ExportedUniversalConfig
+    outputs = ("class_queries_logits", "masks_queries_logits")
+
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, image_sizes: Tensor | None = None
+    ) -> OffsetMask2FormerForUniversalSegmentationOutput:
+        """Segment images into masks.
+
+        Args:
+            pixel_values: (batch, num_channels, height, width).
+            pixel_mask: without effect, as in Mask2Former.
+            image_sizes: (batch, 2), go into the output for its post-processing.
+        """
+        classes, masks = self.run(pixel_values)
+        return OffsetMask2FormerForUniversalSegmentationOutput(
+            class_queries_logits=classes, masks_queries_logits=masks, image_sizes=image_sizes
+        )
+
+
 @dataclass(frozen=True)
 class Network:
     """A network in a runtime.
 
     Args:
-        run: float32 images (1, channels, height, width) -> logits.
+        run: float32 images (batch, channels, height, width) -> its outputs.
         computes_in: what it really computes in: bf16 only on processors that have it.
     """
 
-    run: Callable[[np.ndarray], np.ndarray]
+    run: Callable[[np.ndarray], list[np.ndarray]]
     computes_in: str
 
 
@@ -176,23 +234,48 @@ def open_network(path: Path, format: str, precision: str) -> Network:
         format: one of `RUNTIMES`.
         precision: in which it computes.
     """
-    threads = torch.get_num_threads()
     if format == Format.onnx:
-        onnxruntime = require("onnxruntime")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return Network(lambda images: session.run(None, {"pixel_values": images})[0], precision)
+        session = open_session(path)
+        return Network(lambda images: session.run(None, {"pixel_values": images}), precision)
+    if format == Format.openvino:
+        return _open_openvino(path, precision)
+    network: Any = (
+        torch.export.load(path).module()
+        if format == Format.torch
+        else torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+    )
+
+    @torch.no_grad()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return [output.numpy() for output in network(pixel_values=torch.from_numpy(images))]
+
+    return Network(run, precision)
+
+
+def open_session(path: Path) -> Any:
+    """Open a file in ONNX Runtime, with as many threads as torch has."""
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _open_openvino(path: Path, precision: str) -> Network:
     openvino = require("openvino")
     # On newer processors OpenVINO would compute in bf16 unless it is told.
     hint = "bf16" if precision == "bf16" else "f32"
     settings = {
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     request = compiled.create_infer_request()
     is_other = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() != hint
-    return Network(lambda images: request.infer({0: images})[0].copy(), "fp32" if is_other else precision)
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        outputs = request.infer({0: images})
+        return [outputs[index].copy() for index in range(len(outputs))]
+
+    return Network(run, "fp32" if is_other else precision)

@@ -162,7 +162,8 @@ def sample_displaced(features: Tensor, displacement: Tensor) -> Tensor:
     # Corners are integers, displaced from the pixel itself: half precision has no room for a position in the image.
     whole = displacement.detach().floor()
     x, y = to_pairs(displacement - whole)
-    left, top = to_pairs(whole.clamp(-MAX_DISPLACEMENT, MAX_DISPLACEMENT).to(torch.int32))
+    # Integers one by one: WebGPU splits floats alone.
+    left, top = (side.to(torch.int32) for side in to_pairs(whole.clamp(-MAX_DISPLACEMENT, MAX_DISPLACEMENT)))
     arange = partial(torch.arange, dtype=torch.int32, device=features.device)
     left, top = left + arange(width)[:, None], top + arange(height)[:, None, None]
     left, right = left.clamp(0, width - 1), (left + 1).clamp(0, width - 1)

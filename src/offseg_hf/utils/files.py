@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 # What a model does follows from these.
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.onnx", "*.xml", "*.bin")
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.onnx", "*.xml", "*.bin", "*.pt2")
 
 
 @contextmanager

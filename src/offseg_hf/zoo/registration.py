@@ -47,6 +47,8 @@ def register() -> None:
         _register_model(*wrapper)
     exported = import_module("offseg_hf.export.runtime")  # a model whose network is a file: without code to save
     _register(exported.ExportedConfig, "AutoModelForSemanticSegmentation", exported.ExportedForSemanticSegmentation)
+    universal = exported.ExportedForUniversalSegmentation
+    _register(exported.ExportedUniversalConfig, "AutoModelForUniversalSegmentation", universal)
 
 
 def auto_model_class(config) -> Any:
