@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from offseg_hf.cli.console import Overwrite, quiet_libraries, stdout
+from offseg_hf.cli.console import Overwrite, quiet_libraries, stderr, stdout
 from offseg_hf.export import Format, Precision
 
 
@@ -20,6 +20,9 @@ def export(
         list[str] | None,
         typer.Option(help="Photo, folder or pattern to check with, and to calibrate int8; else generated scenes."),
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="Add a page that runs it in a browser, and a folder for transformers.js.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a model to ONNX or OpenVINO, and check it against the model itself.
@@ -31,12 +34,14 @@ def export(
         offseg export runs/mine/best --output exported
         offseg export runs/mine/best --format openvino --precision bf16 --output exported
         offseg export runs/mine/best --precision int8 --photos my_photos --output exported
+        offseg export runs/mine/best --web --output page
     """
     from offseg_hf.export.export import ExportOptions, export_model
+    from offseg_hf.export.web.onnxruntime_web import BESIDE, runtime_folder
     from offseg_hf.inference.files import plan
 
     quiet_libraries()
-    options = ExportOptions(format, precision)
+    options = ExportOptions(format, precision, web)
     options.check()
     jobs, failed = plan(photos or [], output, overwrite=True)
     if failed:
@@ -54,4 +59,12 @@ def export(
     )
     if report["computed_in"] != precision:
         stdout.print(f"this processor has no {precision}: checked and timed in {report['computed_in']}")
+    if web and report["onnxruntime_web"] != BESIDE:
+        stderr.print(
+            f"ONNX Runtime Web cannot be fetched: the page takes it from {report['onnxruntime_web']} when it is "
+            f"opened. For a page that needs no other server, put its files into {runtime_folder()} and export again",
+            style="yellow",
+        )
+    if web:
+        stdout.print(f"a page in {output}: `python -m http.server --directory {output}`, then http://localhost:8000")
     stdout.print(f"exported to {output}: `offseg segment photo.jpg --model {output} --output segmented`")

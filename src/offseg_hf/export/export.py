@@ -22,6 +22,7 @@ from offseg_hf.export import Format, Precision
 from offseg_hf.export.onnx import export_onnx, quantize, to_half
 from offseg_hf.export.openvino import convert_to_openvino
 from offseg_hf.export.runtime import FILES, RUNTIMES, ExportedConfig, ExportedForSemanticSegmentation, require
+from offseg_hf.export.web.page import check_page, write_page
 from offseg_hf.inference.files import read_photo
 from offseg_hf.inference.segmenter import Segmenter
 from offseg_hf.utils.files import new_folder
@@ -49,10 +50,12 @@ class ExportOptions:
     Args:
         format: of the file.
         precision: that it computes in.
+        web: whether to write a page that runs it in a browser, and a folder for transformers.js, beside it.
     """
 
     format: Format = Format.onnx
     precision: Precision = Precision.fp32
+    web: bool = False
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
@@ -107,6 +110,8 @@ def export_model(
             f"expected a model for semantic segmentation, got {type(segmenter.model).__name__}, whose masks and "
             "classes are put together by its image processor: its export is not supported"
         )
+    if options.web:
+        check_page(segmenter, options.format)
     with new_folder(output, overwrite=overwrite) as folder:
         is_calibrated = options.precision == Precision.int8
         pictures = list(_pictures(photos[1::2] if is_calibrated else photos))
@@ -147,6 +152,8 @@ def export_model(
         }
         report["megabytes"] = round(sum((folder / file).stat().st_size for file in FILES[options.format]) / 1e6, 1)
         _require_alike(report, options.precision)
+        if options.web:
+            report["onnxruntime_web"] = write_page(folder, segmenter, exported_config, str(model))
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
