@@ -78,8 +78,7 @@ def runtime_folder() -> Path:
 def runtime_settings(base: str) -> dict[str, Any]:
     """Return what the page knows of the files at `base`."""
     backends = {
-        backend: {"module": module.name, "binary": vars(binary)}
-        for backend, (module, binary) in RUNTIME_FILES.items()
+        backend: {"module": module.name, "binary": vars(binary)} for backend, (module, binary) in RUNTIME_FILES.items()
     }
     return {"base": base, **backends}
 

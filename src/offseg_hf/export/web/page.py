@@ -21,6 +21,26 @@ from offseg_hf.models.image_processing_offseg import OffSegImageProcessor
 PAGE = "index.html"
 EXAMPLE = "example.png"
 EXAMPLE_SIZE = (640, 480)
+# As a static Space on the Hub. Its headers let WebAssembly use several threads.
+CARD = """---
+title: {quoted}
+emoji: 🖼️
+colorFrom: blue
+colorTo: green
+sdk: static
+app_file: index.html
+custom_headers:
+  cross-origin-embedder-policy: credentialless
+  cross-origin-opener-policy: same-origin
+  cross-origin-resource-policy: cross-origin
+tags: [image-segmentation, offseg_hf]
+---
+
+# {title}
+
+A page that runs the model in the browser: `python -m http.server`, then http://localhost:8000. The license is that of
+the model.
+"""
 # What `protocol.js` reads of an image processor.
 PROTOCOL = (
     *("do_resize", "size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad"),
@@ -76,6 +96,7 @@ def write_page(folder: Path, segmenter: Segmenter, config: ExportedConfig, name:
         if template.name == PAGE:
             text = fill(text, settings, title=title, about=about, credit=credit)
         (folder / template.name).write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(CARD.format(title=title, quoted=json.dumps(title)), encoding="utf-8")
     render_scene(0, EXAMPLE_SIZE)[0].save(folder / EXAMPLE)
     write_transformers_js(folder, segmenter, Precision(config.precision), title)
     return base

@@ -33,8 +33,8 @@ const segments = await segmenter("photo.jpg");
 ```
 
 The network is that of the model. The pixels are not: transformers.js stretches the photo to {width} × {height} by the
-browser's own resampling and looks through no windows, so that labels differ from those of the model in Python. The page
-beside this folder, `index.html`, does as Python does.
+browser's own resampling and looks through no windows, so that labels differ from those of the model in Python. The
+page beside this folder, `index.html`, does as Python does.
 """
 
 
