@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from offseg_hf.export.web.page import protocol_of
 from offseg_hf.inference.windows import AveragedWindows
 from offseg_hf.models.image_operations import upsampled
 from offseg_hf.models.image_processing_offseg import OffSegImageProcessor
+from offseg_hf.visualization import label_image
 
 
 NODE = shutil.which("node")
@@ -86,9 +88,9 @@ def results(tmp_path_factory) -> dict:
     ]
     cases = tmp_path_factory.mktemp("web") / "cases.json"
     cases.write_text(json.dumps({"photos": photos, "scores": scores}))
-    module = files("offseg_hf.export.web").joinpath("templates", "protocol.js")
+    folder = files("offseg_hf.export.web").joinpath("templates")
     runner = Path(__file__).with_name("protocol_cases.mjs")
-    done = subprocess.run([NODE, runner, str(module), cases], capture_output=True, text=True)
+    done = subprocess.run([NODE, runner, str(folder), cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -119,3 +121,17 @@ def test_label_maps_are_those_of_averaged_windows(results, index):
     assert sure.mean() > 0.999 and np.array_equal(got[sure], expected[sure])
     assert results["scores"][index]["counts"] == np.bincount(got.ravel(), minlength=classes).tolist()
     assert results["scores"][index]["progress"] == 1
+
+
+@pytest.mark.parametrize("index", range(len(SCORES)))
+def test_saved_label_maps_are_those_of_offseg_segment(results, index):
+    """Mode, palette and ids."""
+    classes, target = SCORES[index][0], SCORES[index][2]
+    labels = unpacked(results["scores"][index]["labels"], np.uint8 if classes <= 256 else np.uint16, target)
+    palette = [(label % 256, 7, 255 - label % 256) for label in range(classes)]
+    expected, got = (
+        label_image(labels, palette),
+        Image.open(BytesIO(base64.b64decode(results["scores"][index]["png"]))),
+    )
+    assert got.mode == expected.mode and np.array_equal(np.asarray(got), np.asarray(expected))
+    assert classes > 256 or got.getpalette()[: 3 * classes] == expected.getpalette()[: 3 * classes]

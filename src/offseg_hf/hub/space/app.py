@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 SETTINGS = json.loads(Path(__file__).with_name("space.json").read_text(encoding="utf-8"))
 NAMES, PALETTE = SETTINGS["names"], np.array(SETTINGS["palette"], dtype=np.float32)
 OPACITY = 0.6
+SWATCH = "display:inline-block;width:1em;height:1em;border-radius:.25em;vertical-align:-.1em"
 
 
 @cache
@@ -47,14 +48,17 @@ def legend(labels: np.ndarray) -> str:
     """Return the classes of a label map and their shares, the largest first, as HTML."""
     count = np.bincount(labels.ravel(), minlength=len(NAMES))
     rows = [
-        f'<tr><td><span style="display:inline-block;width:1em;height:1em;border-radius:.25em;vertical-align:-.1em;'
-        f'background:rgb({",".join(f"{value:.0f}" for value in PALETTE[index])})"></span></td>'
-        f"<td>{html.escape(NAMES[index])}</td>"
-        f'<td style="text-align:right">{100 * count[index] / labels.size:.1f} %</td></tr>'
+        f'<tr><td style="width:2.5em"><span style="{SWATCH};background:rgb{tuple(PALETTE[index].astype(int).tolist())}">'
+        f"</span></td><td>{html.escape(NAMES[index])}</td>"
+        f'<td style="text-align:right">{_percent(count[index] / labels.size)}</td></tr>'
         for index in np.argsort(-count, kind="stable")
         if count[index]
     ]
     return f'<table style="width:100%">{"".join(rows)}</table>'
+
+
+def _percent(share: float) -> str:
+    return "&lt; 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
 
 
 def segment(photo: Image.Image | None, opacity: float) -> tuple[Any, ...]:
