@@ -48,7 +48,7 @@ def legend(labels: np.ndarray) -> str:
     """Return the classes of a label map and their shares, the largest first, as HTML."""
     count = np.bincount(labels.ravel(), minlength=len(NAMES))
     rows = [
-        f'<tr><td style="width:2.5em"><span style="{SWATCH};background:rgb{tuple(PALETTE[index].astype(int).tolist())}">'
+        f'<tr><td style="width:2.5em"><span style="{SWATCH};background:rgb{tuple(SETTINGS["palette"][index])}">'
         f"</span></td><td>{html.escape(NAMES[index])}</td>"
         f'<td style="text-align:right">{_percent(count[index] / labels.size)}</td></tr>'
         for index in np.argsort(-count, kind="stable")
