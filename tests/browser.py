@@ -104,11 +104,14 @@ class Browser:
         return message
 
     def open(self, page: Path, width: int = 1280, height: int = 800, dark: bool = False) -> None:
+        self.go(page.resolve().as_uri(), width, height, dark)
+
+    def go(self, url: str, width: int = 1280, height: int = 800, dark: bool = False) -> None:
         self.requests.clear(), self.errors.clear()
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
-        self("Page.navigate", url=page.resolve().as_uri())
+        self("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
@@ -121,6 +124,11 @@ class Browser:
         while not self.evaluate(f"Boolean({condition})"):
             assert time.monotonic() < end, f"in vain: {condition}"
             time.sleep(0.05)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        root = self("DOM.getDocument")["root"]["nodeId"]
+        node = self("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
     def press(self, key: str) -> None:
         code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}[key]

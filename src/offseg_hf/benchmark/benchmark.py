@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,14 @@ def _measure(
     subjects = [subject_of(name, folder / "built" / str(index)) for index, name in enumerate(models)]
     ways = [way for subject in subjects for way in ways_of(subject, options)]
     workers: list[tuple[Worker, Measurement]] = []
+
+    def tell(index: int, text: str) -> None:
+        progress(text, index, len(ways))
+
     for index, way in enumerate(ways):
         try:
-            progress(f"loading {way.label}", index, len(ways))
-            source = _source_of(way, photos, exports, lambda text, i=index: progress(text, i, len(ways)))
+            tell(index, f"loading {way.label}")
+            source = _source_of(way, photos, exports, partial(tell, index))
             batch_size = options.batch_size or (1 if way.device == "cpu" else BATCH_SIZE_OF_ACCELERATORS)
             label_map = folder / f"{index}.npy"
             task = Task(

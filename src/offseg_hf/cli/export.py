@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from offseg_hf.cli.console import Overwrite, quiet_libraries, stdout
+from offseg_hf.cli.console import Overwrite, quiet_libraries, stderr, stdout
 from offseg_hf.export import Format, Precision
 
 
@@ -32,6 +32,9 @@ def export(
         typer.Option("--dataset", "--data", help="Folder of a data set, or its name on the Hub: mIoU of both."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set: train, val or test.")] = "val",
+    web: Annotated[
+        bool, typer.Option("--web", help="Add a page that runs it in a browser, and a folder for transformers.js.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a model for another runtime, and check it against the model itself.
@@ -43,15 +46,17 @@ def export(
         offseg export runs/mine/best --output exported
         offseg export runs/mine/best --format openvino --precision bf16 --dataset my_photos --output exported
         offseg export runs/mine/best --precision int8 --photos my_photos --end-to-end --output exported
+        offseg export runs/mine/best --web --output page
     """
     from offseg_hf.data.source import DataSource
     from offseg_hf.evaluation import EvaluationOptions, evaluate
     from offseg_hf.export.card import check_lines
     from offseg_hf.export.export import ExportOptions, export_model
+    from offseg_hf.export.web.onnxruntime_web import BESIDE, runtime_folder
     from offseg_hf.inference.files import plan
 
     quiet_libraries()
-    options = ExportOptions(format, precision, dynamic=dynamic, end_to_end=end_to_end)
+    options = ExportOptions(format, precision, dynamic=dynamic, end_to_end=end_to_end, web=web)
     options.check()
     jobs, failed = plan(photos or [], output, overwrite=True)
     if failed:
@@ -72,4 +77,12 @@ def export(
     )
     for line in check_lines(report):
         stdout.print(line)
+    if web and report["onnxruntime_web"] != BESIDE:
+        stderr.print(
+            f"ONNX Runtime Web cannot be fetched: the page takes it from {report['onnxruntime_web']} when it is "
+            f"opened. For a page that needs no other server, put its files into {runtime_folder()} and export again",
+            style="yellow",
+        )
+    if web:
+        stdout.print(f"a page in {output}: `python -m http.server --directory {output}`, then http://localhost:8000")
     stdout.print(f"exported to {output}: `offseg segment photo.jpg --model {output} --output segmented`")

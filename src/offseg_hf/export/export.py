@@ -34,6 +34,7 @@ from offseg_hf.export.runtime import (
     require,
 )
 from offseg_hf.export.trace import trace
+from offseg_hf.export.web.page import check_page, write_page
 from offseg_hf.inference.files import read_photo
 from offseg_hf.inference.segmenter import Segmenter
 from offseg_hf.utils.files import new_folder
@@ -72,12 +73,14 @@ class ExportOptions:
         precision: that it computes in.
         dynamic: for any number of images of any size, instead of one image of the size that the first photo gives.
         end_to_end: write `end_to_end.onnx` too, a graph from a photo's pixels to its labels.
+        web: whether to write a page that runs it in a browser, and a folder for transformers.js, beside it.
     """
 
     format: Format = Format.onnx
     precision: Precision = Precision.fp32
     dynamic: bool = False
     end_to_end: bool = False
+    web: bool = False
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
@@ -94,6 +97,8 @@ class ExportOptions:
                 "a graph from pixels to labels is ONNX, around a network of one size: expected --end-to-end with the "
                 "format onnx, and without --dynamic"
             )
+        if self.web and self.dynamic:
+            raise ValueError("a page runs a network of one size: leave out --dynamic, or --web")
 
 
 DEFAULTS = ExportOptions()
@@ -136,6 +141,8 @@ def export_model(
     if isinstance(segmenter.model, ExportedMixin):
         raise ValueError(f"{model} is an exported model: export the model that it was made of")
     exported_class = _exported_class(segmenter, options)
+    if options.web:
+        check_page(segmenter, options.format)
     with new_folder(output, overwrite=overwrite) as folder:
         is_calibrated = options.precision == Precision.int8
         pictures = list(_pictures(photos[1::2] if is_calibrated else photos))
@@ -154,7 +161,7 @@ def export_model(
         _write(program, folder, exported_class.outputs, options, facts, islice(seen, CALIBRATION_IMAGES))
         config = segmenter.model.config
         size = None if options.dynamic else list(example.shape[-2:])
-        exported_class.config_class(
+        exported_config = exported_class.config_class(
             format=options.format,
             precision=options.precision,
             size=size,
@@ -165,7 +172,8 @@ def export_model(
             id2label=dict(config.id2label),
             label2id=dict(config.label2id),
             architectures=[exported_class.__name__],
-        ).save_pretrained(folder)
+        )
+        exported_config.save_pretrained(folder)
         segmenter.processor.save_pretrained(folder)
         images = [torch.randn(batch, example.shape[1], *side) for batch, *side in CHECKED_SIZES if options.dynamic]
         report: dict[str, Any] = {
@@ -186,8 +194,10 @@ def export_model(
         if score is not None:
             report["torch_miou"], report["runtime_miou"] = score(str(model)), score(str(folder))
             _require_alike(report, options.precision)
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(folder, report)
+        if options.web:
+            report["onnxruntime_web"] = write_page(folder, segmenter, exported_config, str(model))
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -238,10 +248,10 @@ def _exported_class(segmenter: Segmenter, options: ExportOptions) -> Any:
     """Return the class of what is exported."""
     if type(segmenter.model.config) not in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
         return ExportedForSemanticSegmentation
-    if options.end_to_end:
+    if options.end_to_end or options.web:
         raise ValueError(
             f"{type(segmenter.model).__name__} segments into masks, which its image processor puts together: export "
-            "it without --end-to-end"
+            "it without --end-to-end and --web"
         )
     return ExportedForUniversalSegmentation
 

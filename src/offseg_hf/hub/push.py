@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
 
 from offseg_hf.hub.repository import CARD, Changes, commit, find_changes, read_state, require_writer
+from offseg_hf.hub.space.files import space_files
 from offseg_hf.hub.training_card import training_card_files
 
 
@@ -56,6 +57,27 @@ def push_model(folder: str | Path, repository: str, *, private: bool = False, ov
     if not changes.is_empty:
         commit(api, state, changes, "Push a model", private=private)
     return Upload(repository, f"{api.endpoint}/{repository}", changes)
+
+
+def push_space(folder: str | Path, repository: str, *, private: bool = False, overwrite: bool = False) -> Upload:
+    """Upload a Gradio Space of the same name as a model's repository, which it shows; it is made if need be.
+
+    Args:
+        folder: The model, as `push_model` takes it.
+        repository: user/name, of the model and of the Space.
+        private: Make it a private one.
+        overwrite: Replace what others have changed there.
+
+    Raises:
+        ValueError: For a Space that is not to be written so; besides, what huggingface_hub raises.
+    """
+    api = HfApi()
+    state = read_state(api, repository, kind="space")
+    files = space_files(Path(folder), repository, api.endpoint)
+    changes = find_changes(api, state, files, private=private, overwrite=overwrite)
+    if not changes.is_empty:
+        commit(api, state, changes, "Show a model", private=private)
+    return Upload(repository, f"{api.endpoint}/{state.place}", changes)
 
 
 def writable_name(api: HfApi, repository: str) -> str:

@@ -39,13 +39,19 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RemoteState:
-    """What is in a repository; `head` is None if there is no repository."""
+    """What is in a repository, of the kind model or space; `head` is None if there is no repository."""
 
     name: str
+    kind: str = "model"
     head: str | None = None
     private: bool = False
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)  # name -> commit
+
+    @property
+    def place(self) -> str:
+        """Return the path of its page on the Hub."""
+        return self.name if self.kind == "model" else f"{self.kind}s/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -89,16 +95,16 @@ def require_writer(api: HfApi, namespace: str | None) -> str:
     return namespace
 
 
-def read_state(api: HfApi, name: str) -> RemoteState:
-    """Return what the Hub has under `name` now."""
+def read_state(api: HfApi, name: str, kind: str = "model") -> RemoteState:
+    """Return what the Hub has under `name` now, as a repository of a kind."""
     try:
-        info = api.model_info(name)
+        info = api.repo_info(name, repo_type=kind)
     except GatedRepoError:  # there is one, which this account may not see
         raise
     except RepositoryNotFoundError:
-        return RemoteState(name)
-    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(name).tags}
-    return RemoteState(name, info.sha, bool(info.private), _files(api, name, info.sha), tags)
+        return RemoteState(name, kind)
+    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(name, repo_type=kind).tags}
+    return RemoteState(name, kind, info.sha, bool(info.private), _files(api, name, kind, info.sha), tags)
 
 
 def find_changes(
@@ -126,7 +132,7 @@ def find_changes(
     if private and not state.private:
         raise RepositoryError(
             f"expected a private repository, got {state.name}, which is public: change that in its settings "
-            f"({api.endpoint}/{state.name}/settings), or leave out --private"
+            f"({api.endpoint}/{state.place}/settings), or leave out --private"
         )
     changed = {path: file for path, file in files.items() if not _is_same(file, state.files.get(path))}
     gone = {path for path in state.files.keys() - files.keys() if path.endswith(MODEL_SUFFIXES)}
@@ -137,7 +143,7 @@ def find_changes(
     if lost:
         raise RepositoryError(
             f"expected {state.name} as offseg-hf left it, got other contents of {', '.join(lost)}: see "
-            f"{api.endpoint}/{state.name}/commits/{MAIN}; --overwrite replaces them"
+            f"{api.endpoint}/{state.place}/commits/{MAIN}; --overwrite replaces them"
         )
     add = {path: file for path, file in changed.items() if path not in kept}
     return Changes(add, sorted(gone & ours), kept, _size(add))
@@ -150,12 +156,17 @@ def commit(api: HfApi, state: RemoteState, changes: Changes, what: str, *, priva
     again. Raises what huggingface_hub raises; among it a conflict, if the repository is no longer as in `state`.
     """
     if state.head is None:
-        api.create_repo(state.name, private=private, exist_ok=True)
+        sdk = "gradio" if state.kind == "space" else None
+        api.create_repo(state.name, private=private, exist_ok=True, repo_type=state.kind, space_sdk=sdk)
     operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationDelete(path) for path in changes.delete]
     operations += [CommitOperationAdd(path, file) for path, file in changes.add.items()]
     info = api.create_commit(
-        state.name, operations, commit_message=f"{what}{SIGNATURE}{__version__}", parent_commit=state.head
+        state.name,
+        operations,
+        commit_message=f"{what}{SIGNATURE}{__version__}",
+        parent_commit=state.head,
+        repo_type=state.kind,
     )
     return info.oid
 
@@ -179,9 +190,9 @@ def tag_version(api: HfApi, name: str) -> str | None:
 def _ours(api: HfApi, state: RemoteState, paths: Set[str]) -> set[str]:
     """Those of `paths` that a commit of ours was the last to change."""
     undecided, ours = set(paths), set()
-    history = api.list_repo_commits(state.name, revision=state.head) if paths else []
+    history = api.list_repo_commits(state.name, revision=state.head, repo_type=state.kind) if paths else []
     for number, entry in enumerate(history, start=1):
-        before = _files(api, state.name, history[number].commit_id) if number < len(history) else {}
+        before = _files(api, state.name, state.kind, history[number].commit_id) if number < len(history) else {}
         changed = {path for path in undecided if before.get(path) != state.files[path]}
         ours |= changed if SIGNATURE in entry.title else set()
         undecided -= changed
@@ -190,8 +201,8 @@ def _ours(api: HfApi, state: RemoteState, paths: Set[str]) -> set[str]:
     return ours
 
 
-def _files(api: HfApi, name: str, revision: str | None) -> dict[str, RemoteFile]:
-    entries = api.list_repo_tree(name, revision=revision, recursive=True)
+def _files(api: HfApi, name: str, kind: str, revision: str | None) -> dict[str, RemoteFile]:
+    entries = api.list_repo_tree(name, revision=revision, recursive=True, repo_type=kind)
     return {
         entry.path: RemoteFile(entry.blob_id, entry.lfs.sha256 if entry.lfs else None, entry.size)
         for entry in entries

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+# The folder of an exported model for transformers.js, the only one within a model's.
+TRANSFORMERS_JS = "transformers_js"
+
 # What a model does follows from these.
 MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.onnx", "*.xml", "*.bin", "*.pt2")
 
@@ -73,7 +76,7 @@ def _is_model_folder(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    is_flat = all(entry.is_file() for entry in folder.iterdir())
+    is_flat = all(entry.is_file() or entry.name == TRANSFORMERS_JS for entry in folder.iterdir())
     has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.onnx", "model.xml"))
     return is_flat and isinstance(config, dict) and "model_type" in config and has_weights
 
