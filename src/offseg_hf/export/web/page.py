@@ -74,6 +74,7 @@ def write_page(folder: Path, segmenter: Segmenter, config: ExportedConfig, name:
     Returns:
         Where the page finds ONNX Runtime Web: "./", or an address if its files could not be fetched.
     """
+    assert config.size is not None  # of a graph for one size
     base = place_runtime(folder)
     file = folder / FILES[Format.onnx][0]
     title = title_of(name)
