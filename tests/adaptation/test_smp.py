@@ -14,6 +14,8 @@ from tests.adaptation.smp_support import CLASSES, MODELS, SMP_PATH
 from tests.comparison import assert_other_outputs, assert_same_outputs, sure_pixels
 
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = Path(__file__).parent / "smp_support.py"
 every_model = pytest.mark.parametrize("case", MODELS)
 every_start = pytest.mark.parametrize("start", ["warm", "from scratch"])

@@ -43,14 +43,14 @@ def test_help_lists_users_commands_first():
     "name", [(name,) for name in (*USERS, *MAINTAINERS)] + [("data", name) for name in ("check", "push", "scenes")]
 )
 def test_help_of_a_command(name):
-    """Paragraphs that wrap where the terminal ends, no types beside flags, and three examples."""
+    """Paragraphs that wrap where the terminal ends, no types beside flags, and three examples at least."""
     result = in_this_process(*name, "-h")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == in_this_process(*name, "--help").stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert "<bool>" not in result.stdout and max(map(len, lines)) <= 80
     examples = [line for line in lines[lines.index("Examples:") + 1 :] if line]
-    assert len(examples) == 3 and all("offseg " in example for example in examples)
+    assert len(examples) >= 3 and all("offseg " in example for example in examples)
     about = lines[: next(place for place, line in enumerate(lines) if line.startswith("╭"))]
     for line, following in pairwise(about):
         if line and following:

@@ -259,6 +259,7 @@ def test_segformer(segformer):
     assert dropped == {"decode_head.classifier.weight", "decode_head.classifier.bias"}
 
 
+@pytest.mark.slow
 def test_swin(mask2former):
     result = mask2former["swin"]
     assert "swin.encoder.layers.0.blocks.0.attention.self.query.weight" in result["keys"]
@@ -270,6 +271,7 @@ def test_swin(mask2former):
     assert set(report["initial"]) == {key for key in result["fresh"] if ".encoder.swin." not in key}
 
 
+@pytest.mark.slow
 def test_mask2former(mask2former):
     """All but the alignment: while that does nothing, the outputs are those of the published model."""
     result = mask2former["mask2former 150"]
@@ -282,6 +284,7 @@ def test_mask2former(mask2former):
     assert all(key == "criterion.empty_weight" or ".swin.layernorm." in key for key in report["dropped"])
 
 
+@pytest.mark.slow
 def test_mask2former_of_other_classes(mask2former):
     """The classifier stays, too; the masks are those of the published model."""
     result = mask2former["mask2former 5"]
@@ -292,6 +295,7 @@ def test_mask2former_of_other_classes(mask2former):
     assert kept == {"class_predictor.weight", "class_predictor.bias"}
 
 
+@pytest.mark.slow
 def test_from_pretrained_of_a_mask2former(mask2former):
     assert_all_close(mask2former["from_pretrained"]["outputs"])
 

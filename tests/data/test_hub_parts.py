@@ -111,6 +111,7 @@ def test_configurations_and_revisions(hub, tmp_path):
     assert "the data set tester/parts has no such revision (" in seen[7][1] and "v2" in seen[7][1]
 
 
+@pytest.mark.slow
 def test_without_a_connection(hub, tmp_path):
     """What was downloaded is found, also by split or by revision; what is not known is the connection's fault."""
     small, labels = {"config_name": "small"}, tmp_path / "classes.json"

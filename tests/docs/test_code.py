@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,9 @@ def test_commands_are_there(document, words):
         case [".venv/bin/pytest", *arguments]:
             paths = [argument.partition("::")[0] for argument in arguments if argument.startswith("tests/")]
             assert paths and all((ROOT / path).exists() for path in paths)
-        case ["git" | "pre-commit" | ".venv/bin/pre-commit", *_]:
+        case ["python", "-m", module, *_]:
+            assert find_spec(module)
+        case ["git" | "hf" | "pre-commit" | ".venv/bin/pre-commit", *_]:
             pass
         case _:
             pytest.fail(f"{document}: nobody knows how to check {words}")

@@ -36,7 +36,7 @@ from tests.webgpu import outside_webgpu
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model, photos, and the model exported for its windows of 64 x 64, as ONNX and for OpenVINO."""
+    """A model, photos, and the model exported for its windows of 64 x 64, as ONNX."""
     folder = tmp_path_factory.mktemp("export")
     save_small_model(folder / "model", "segformer")
     write_scenes(folder / "scenes", train=1, val=3, size=(128, 96))
@@ -48,12 +48,19 @@ def folder(tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr
     for text in (f"exported to {folder / 'onnx'}", "of labels are equal on 3 photos", "not the official protocol"):
         assert text in " ".join(result.stdout.split())
-    options = ExportOptions(Format.openvino)
-    export_model(folder / "model", folder / "openvino", options=options, photos=sorted(photos.iterdir()))
     return folder
 
 
-every_format = pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.fixture(autouse=True)
+def exported_too(request, folder) -> None:
+    """For OpenVINO, where a test asks for that."""
+    if request.node.get_closest_marker("slow") and not (folder / "openvino").exists():
+        photos = sorted((folder / "scenes" / "images" / "val").iterdir())
+        export_model(folder / "model", folder / "openvino", options=ExportOptions(Format.openvino), photos=photos)
+
+
+# tests/parity/test_exports.py runs OpenVINO in the fast tests.
+every_format = pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 
 
 @every_format

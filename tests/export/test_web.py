@@ -51,6 +51,7 @@ def settings_of(folder: Path) -> dict:
     return json.loads(re.search(r'id="settings">(.*?)</script>', (folder / "index.html").read_text(), re.S)[1])
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_page_and_a_model(offline, model):
     folder, report = offline
     scripts = {"page.js", "worker.js", "protocol.js", "download.js", "png.js"}
@@ -65,6 +66,7 @@ def test_the_folder_is_a_page_and_a_model(offline, model):
     assert (Segmenter(folder)(photo) == segmenter(photo)).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_a_page_is_overwritten_as_a_model_is(offline, tmp_path):
     """Though it has a folder in it; another one in it would be somebody's."""
     shutil.copytree(offline[0], tmp_path / "page")
@@ -77,6 +79,7 @@ def test_a_page_is_overwritten_as_a_model_is(offline, tmp_path):
     assert [path.name for path in (tmp_path / "page").iterdir()] == ["new"]
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_elsewhere(offline):
     """But for ONNX Runtime Web, where that could not be fetched, and what it says in its settings."""
     folder, _ = offline
@@ -98,6 +101,7 @@ def test_titles_do_not_tell_folders(model):
     assert title_of(str(model)) == "mine" and title_of("hvision/offseg-t-ade") == "offseg-t-ade"
 
 
+@pytest.mark.slow
 def test_the_folder_for_transformers_js(offline, model):
     folder = offline[0] / "transformers_js"
     config = json.loads((folder / "config.json").read_text())

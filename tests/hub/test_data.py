@@ -121,7 +121,7 @@ def no_faults(local_hub):
     local_hub.come_back()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["lfs", pytest.param("xet", marks=pytest.mark.slow)])
 def test_comes_back(local_hub, folder, tmp_path, mode):
     """After a connection that was lost: in the same call by xet, in the next one by LFS."""
     reset = CutDownload(after=10_000, reset=True)

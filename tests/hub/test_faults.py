@@ -198,6 +198,7 @@ def load(local_hub, *cases: tuple[str, Path, bool], script: str = LOAD, **enviro
     return json.loads(local_hub.run(script, cases, **environment).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_half_of_a_download_is_never_loaded(local_hub, weights, tmp_path):
     """Neither when the Hub has gone away nor when the process was killed; the next one downloads the rest."""
     caches = []

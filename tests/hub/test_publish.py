@@ -166,6 +166,7 @@ def test_verification(tmp_path):
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dry_run(local_hub, checkpoints):
     local_hub.log.clear()
     code, out, err = publish(local_hub, checkpoints, "--dry-run", "--only", "offseg-*")
@@ -231,6 +232,7 @@ def test_what_was_published_is_the_model(local_hub):
     assert parameters == PRESETS[name].num_parameters and pixels == 64 * 48
 
 
+@pytest.mark.slow
 def test_interruption(local_hub, checkpoints):
     """Ctrl-C while it uploads: no half model on the Hub, and nothing left here; the same command goes on."""
     name = NAMES[1]
@@ -250,6 +252,7 @@ def test_interruption(local_hub, checkpoints):
     assert repository(local_hub, name).private
 
 
+@pytest.mark.slow
 def test_versions_are_not_moved(local_hub, checkpoints):
     """Other files under the same version: the tag stays with what it was made for."""
     name = NAMES[1]

@@ -122,6 +122,7 @@ def test_it_segments_as_the_model_does(local_hub, space, folder, photo, tmp_path
     assert legend.count("<tr>") == np.count_nonzero(count)
 
 
+@pytest.mark.slow
 def test_what_others_changed_is_kept(local_hub, printed, space, folder):
     seen = json.loads(local_hub.run(PUSHES, folder).splitlines()[-1])
     assert seen["False"] == {"add": [], "kept": ["README.md"]}

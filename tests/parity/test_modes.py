@@ -182,6 +182,7 @@ def test_is_one_graph(fused, backend, small_model):
     assert_one_graph(small_model.fuse() if fused else small_model, backend)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_only_inference_does_is_one_graph(small_model):
     """The padding, offset learning in eval mode and fused layers; the rest is traced in the training step below."""
@@ -197,6 +198,7 @@ def assert_one_graph(model: OffSegForSemanticSegmentation, backend: str) -> None
     assert_same_outputs(compiled(pixel_values).logits, model(pixel_values).logits)
 
 
+@pytest.mark.slow
 @graphs
 def test_training_step_is_one_graph(backend, small_model):
     pixel_values, labels = images(2, 3, 64, 64), torch.ones(2, 64, 64, dtype=torch.long)

@@ -113,6 +113,7 @@ def test_a_signal_before_the_first_iteration(processes, tmp_path):
     assert "stopped by SIGTERM" in training.messages and "Traceback" not in training.messages
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment(processes, uninterrupted, tmp_path):
     """With a checkpoint after every iteration, which takes about as long as one; test_checkpoint.py has every moment
     of writing it."""
