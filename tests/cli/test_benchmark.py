@@ -76,8 +76,10 @@ def test_what_a_worker_runs(model, photo):
         assert 0 < seconds < 60 and cpu_seconds > 0
     assert seen == [(1, 3, 64, 64), (3, 3, 64, 64)]
     assert runner.segment().shape == (64, 96)
-    if resident_bytes() is not None:
-        assert 0 < runner.loaded.memory < 2**30
+    if (
+        resident_bytes() is not None
+    ):  # here, where there may be freed memory to begin with; a worker is a fresh process
+        assert 0 <= runner.loaded.memory < 2**30
 
 
 def test_an_interrupted_benchmark_has_what_was_measured(model, photo, monkeypatch):

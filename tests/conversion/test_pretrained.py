@@ -189,6 +189,7 @@ for source, revision in (("timm/efficientformerv2_s1.snap_dist_in1k", None), (sy
 """
 
 
+@pytest.mark.slow
 def test_sources(timm_folder, tmp_path):
     """A folder, a repository on the Hub (here: in the client's cache, without a network), and what is neither."""
     (tmp_path / "folder").mkdir()

@@ -238,7 +238,7 @@ def lose_twice(local_hub, mode: str) -> None:
     local_hub.faults.add("GET", DATA[mode], CutDownload(after=10_000))
 
 
-@every_mode
+@pytest.mark.parametrize("mode", ["lfs", pytest.param("xet", marks=pytest.mark.slow)])
 def test_download_is_tried_again(local_hub, weights, tmp_path, mode):
     """In the same call; the second loads what the first has downloaded."""
     lose_twice(local_hub, mode)

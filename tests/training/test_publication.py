@@ -15,6 +15,7 @@ from tests.training.tiny import write_tiny
 
 
 pytest_plugins = ["tests.local_hub.fixtures"]
+pytestmark = pytest.mark.slow
 
 TRAININGS = """
 import io
