@@ -76,9 +76,7 @@ def test_what_a_worker_runs(model, photo):
         assert 0 < seconds < 60 and cpu_seconds > 0
     assert seen == [(1, 3, 64, 64), (3, 3, 64, 64)]
     assert runner.segment().shape == (64, 96)
-    if (
-        resident_bytes() is not None
-    ):  # here, where there may be freed memory to begin with; a worker is a fresh process
+    if resident_bytes() is not None:  # in this process there may be freed memory to begin with
         assert 0 <= runner.loaded.memory < 2**30
 
 
