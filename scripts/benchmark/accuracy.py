@@ -264,7 +264,7 @@ def draw_picture(results: Results) -> Figure:
                 axes.xaxis.set_minor_formatter("")
                 axes.xaxis.set_major_locator(mpl.ticker.LogLocator(base=10, subs=(1, 3)))
             xs = [x for axes in row for line in axes.lines for x in line.get_xdata()]
-            row[0].set_xlim(min(xs) / 1.6, max(xs) * 4.5)  # room for the names
+            row[0].set_xlim(min(xs) / 3, max(xs) * 4.5)  # room for the names
             row[0].set_ylabel(f"{title}, mIoU of the papers, %")
     return figure
 

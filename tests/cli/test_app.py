@@ -70,6 +70,23 @@ def test_help_and_presets_do_without_torch():
 
 
 @pytest.mark.parametrize(
+    ("own", "expected"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_that_wait_leave_the_processor_to_others_unless_the_user_says(own, expected):
+    code = (
+        "import os, sys; sys.argv = ['offseg', 'presets']\n"
+        "from offseg_command import main\n"
+        "try: main()\n"
+        "except SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    environment = {
+        name: value for name, value in ENVIRONMENT.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment | own)
+    assert result.stdout.splitlines()[-1] == expected, result.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("offseg ev", ["evaluate"]),
