@@ -72,7 +72,7 @@ def cross_entropy(
             logits, labels, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
         )
 
-    return _mean(losses_of, logits, labels, _pixel_weights(logits, labels, ignore_index, class_weights))
+    return _mean_of_pixels(losses_of, logits, labels, _pixel_weights(logits, labels, ignore_index, class_weights))
 
 
 def focal(
@@ -93,13 +93,14 @@ def focal(
         wrong = (1 - (-losses).exp()).clamp(min=torch.finfo(losses.dtype).eps)
         return losses * wrong**gamma * weights
 
-    return _mean(losses_of, logits, labels, _pixel_weights(logits, labels, ignore_index, class_weights))
+    return _mean_of_pixels(losses_of, logits, labels, _pixel_weights(logits, labels, ignore_index, class_weights))
 
 
 def dice(logits: Tensor, labels: Tensor, ignore_index: int, smooth: float = 1.0) -> Tensor:
     """Compute 1 - the dice coefficient over the labeled pixels of the batch, a mean over the classes in it.
 
-    Milletari et al., V-Net, 3DV 2016, without squares. Arguments are those of `cross_entropy`. Its gradient has none.
+    Milletari et al., V-Net, 3DV 2016, without squares. Arguments are those of `cross_entropy`. Second derivatives
+    are left out.
     """
     is_labeled, num_classes = labels != ignore_index, logits.shape[1]
     classes = labels.where(is_labeled, 0)
@@ -115,7 +116,7 @@ def dice(logits: Tensor, labels: Tensor, ignore_index: int, smooth: float = 1.0)
 
     def loss_of(sums: Tensor) -> Tensor:
         dice = (2 * sums[0] + smooth) / (sums[1] + sizes + smooth).clamp(min=_TINY)
-        return _ratio((1 - dice) * (sizes > 0), (sizes > 0).to(dice))
+        return _mean((1 - dice) * (sizes > 0), (sizes > 0).to(dice))
 
     with torch.no_grad():
         sums = sum(sums_of(*band) for band in upsampled_bands(logits, (classes, weights)))
@@ -132,13 +133,14 @@ def lovasz(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     logits = logits.to(single_or_double(logits)).contiguous()
     logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
     probabilities, truth = _by_class(logits, labels, ignore_index)
+    is_there = truth.any(1)
+    probabilities, truth = probabilities[is_there], truth[is_there]  # others do not count, and would be sorted
     sizes = truth.sum(1, keepdim=True)
     errors, order = (truth - probabilities).abs().sort(dim=1, descending=True)
     truth = truth.gather(1, order)
     jaccard = 1 - (sizes - truth.cumsum(1)) / (sizes + (1 - truth).cumsum(1)).clamp(min=1)
     steps = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))
-    is_there = (sizes[:, 0] > 0).to(errors)
-    return _ratio((errors * steps).sum(1) * is_there, is_there)
+    return (errors * steps).sum() / max(len(errors), 1)
 
 
 def boundary(
@@ -159,7 +161,7 @@ def boundary(
     def losses_of(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none") * weights
 
-    return _mean(losses_of, logits, labels, weights)
+    return _mean_of_pixels(losses_of, logits, labels, weights)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -172,7 +174,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _mean(losses_of: Callable[..., Tensor], logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def _mean_of_pixels(losses_of: Callable[..., Tensor], logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Divide the losses of all pixels, weighted, by the sum of the weights.
 
     Args:
@@ -182,10 +184,10 @@ def _mean(losses_of: Callable[..., Tensor], logits: Tensor, labels: Tensor, weig
         weights: likewise.
     """
     total = sum_over_bands(lambda *band: losses_of(*band).sum(), logits, (labels, weights))
-    return _ratio(total, weights)
+    return _mean(total, weights)
 
 
-def _ratio(losses: Tensor, weights: Tensor) -> Tensor:
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
     """Divide a sum by another, of weights, which may be 0 as the first then is."""
     return losses.sum() / weights.sum().clamp(min=_TINY)
 
