@@ -173,7 +173,7 @@ def first_look(dataset: "Dataset", samples: int = 32) -> list[str]:
         result = reader.try_read(index)
         if not isinstance(result, list):
             report.add(np.bincount(np.asarray(result[1]).ravel(), minlength=report.labels.ignore_index + 1))
-            brightest = max(brightest, *(highest for _, highest in result[0].getextrema()))
+            brightest = max(brightest, int(np.asarray(result[0]).max()))
     notes = []
     if report.num_counted and brightest < DARK:
         notes.append(

@@ -501,7 +501,7 @@ def _bands(
     height, width = maps[0].shape[-2:]
     if torch.compiler.is_compiling() or band_values >= batch * classes * height * width:  # a compiler has its own
         return [(slice(None), None, maps)]
-    bands = []
+    bands: list[tuple[slice, Tensor | None, Sequence[Tensor]]] = []
     step = max(1, band_values // (batch * classes * width))
     for top in range(0, height, step):
         of_band = [rows[:, top : top + step] for rows in maps]
@@ -513,7 +513,9 @@ def _bands(
     return bands
 
 
-def _of_rows(logits: Tensor, function: Callable[..., Tensor], between: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def _of_rows(
+    logits: Tensor, function: Callable[..., Tensor], between: Tensor | None, maps: Sequence[Tensor]
+) -> Tensor:
     """Return what a function makes of a band."""
     return function(_upsampled(logits, between, maps[0]), *maps)
 

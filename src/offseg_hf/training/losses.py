@@ -119,7 +119,7 @@ def dice(logits: Tensor, labels: Tensor, ignore_index: int, smooth: float = 1.0)
         return _mean((1 - dice) * (sizes > 0), (sizes > 0).to(dice))
 
     with torch.no_grad():
-        sums = sum(sums_of(*band) for band in upsampled_bands(logits, (classes, weights)))
+        sums = torch.stack([sums_of(*band) for band in upsampled_bands(logits, (classes, weights))]).sum(0)
     slopes, loss = torch.func.grad_and_value(loss_of)(sums)
     linear = sum_over_bands(lambda *band: (slopes * sums_of(*band)).sum(), logits, (classes, weights))
     return loss + (linear - linear.detach())  # whose gradient is the loss's
