@@ -102,16 +102,29 @@ def test_a_default_that_eats_a_class(tmp_path):
     only = "only `background` occurs in all of its label maps, nothing to tell apart"
     assert problems(train) + problems(validation) == [f"{tmp_path}/data: {only}"]
     expected = f"train: in the 2 label maps looked at {train.notes[0]}; `offseg data check` reads all"
-    assert first_look(load_segmentation_data(tmp_path / "data", "train")) == expected
+    assert first_look(load_segmentation_data(tmp_path / "data", "train")) == [expected]
 
     binary(tmp_path / "named", [0, 255], {"values": [0, 255]})
     for report in check_segmentation_data(tmp_path / "named"):
         assert (report.notes, report.problems) == ([], [])
-    assert first_look(load_segmentation_data(tmp_path / "named", "train")) is None
+    assert first_look(load_segmentation_data(tmp_path / "named", "train")) == []
 
     binary(tmp_path / "from one", [1, 0], {"values": [1, 2], "void_value": 0})
     (train, _) = check_segmentation_data(tmp_path / "from one")
     assert train.notes == [f"`crack` occurs in no image; {PIXELS} pixels have 0, {void}"] and len(train.problems) == 1
+
+
+@pytest.mark.parametrize(("factor", "is_dark"), [(16, True), (256, False)])
+def test_photos_of_16_bits_of_which_12_are_used(tmp_path, factor, is_dark):
+    """The upper 8 of 16 bits are seen, as OpenCV does it."""
+    trees.plain(tmp_path)
+    for path in (tmp_path / "images").rglob("*.png"):
+        values = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(values * factor).save(path)
+    notes = first_look(load_segmentation_data(tmp_path, "train"))
+    assert [note.partition(" of 255")[0] for note in notes] == (
+        ["train: in the 3 photos looked at no value is above 15"] * is_dark
+    )
 
 
 def test_classes_that_are_rare(tmp_path):

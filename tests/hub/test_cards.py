@@ -129,7 +129,7 @@ def test_cards_give_the_template_all_that_it_names(monkeypatch):
 
     monkeypatch.setattr(ModelCard, "from_template", classmethod(record))
     official_card_files(get_preset("offseg-t-ade"), "hvision/offseg-t-ade")
-    of_trainings = {"scores", "scores_note", "curves", "recipe", "training_note", "environment"}
+    of_trainings = {"scores", "scores_note", "curves", "recipe", "training_note", "environment", "adapter"}
     assert named - given.keys() == of_trainings  # which `test_a_training_on_its_card` sees in the text
 
 

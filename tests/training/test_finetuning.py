@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, EomtImageProcessorPil, SegformerImageProcessorPil
 
 from offseg_hf.data.dataset import label_set_of, load_data, sample_names
@@ -133,6 +134,33 @@ def test_a_share_that_is_asked_for(data, segformer, tmp_path):
             fit_recipe(asked(data, segformer, wrong), tmp_path / "run")
     with pytest.raises(ValueError, match=r"a validation_share above 0 and up to 0.5, or null, got 0.9"):
         fit_recipe(asked(data, segformer, "data.validation_share=0.9"), tmp_path / "run")
+    for kind in ("images", "masks"):
+        for path in sorted((data / kind / "train").iterdir())[1:]:
+            path.unlink()
+    with pytest.raises(ValueError, match=r"of which one is to validate on, got 1: add photos, or .*n_split=train\)"):
+        fit_recipe(asked(data, segformer), tmp_path / "run")
+    recipe, _ = fit_recipe(asked(data, segformer, "data.validation_split=train"), tmp_path / "run")
+    assert len(load_splits(recipe).validation) == 1
+
+
+def test_a_wrong_value_is_told_before_training_where_it_is_validated_on(data, segformer, tmp_path):
+    path = sorted((data / "masks" / "val").iterdir())[-1]
+    values = np.asarray(Image.open(path)).copy()
+    values[0, 0] = 9
+    Image.fromarray(values).save(path)
+    with pytest.raises(
+        ValueError, match=rf"{path.name}: value 9 out of range, in data there are 0-2, 255; classes.json"
+    ):
+        fit_recipe(asked(data, segformer), tmp_path / "run")
+
+
+def test_one_class_is_nothing_to_tell_apart(data, segformer, tmp_path):
+    """As of masks of 0 and 255 whose only name would be that of 0, while 255 is void."""
+    (data / "classes.json").write_text('{"classes": ["crack"], "void_value": [1, 2]}')
+    recipe, lines = fit_recipe(asked(data, segformer), tmp_path / "run")
+    assert lines[0].startswith("data: 6 samples to train on, 1 class, ")
+    with pytest.raises(ValueError, match='got crack alone, .* {"classes": {"0": "background", "255": "crack"}}, by'):
+        train(recipe, tmp_path / "run")
 
 
 def test_data_without_splits_is_not_validated_on_what_it_trains_on(data, segformer, tmp_path):

@@ -9,11 +9,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessorPil
 
+from offseg_hf.hub.push import model_files
+from offseg_hf.hub.training_card import training_card_files
 from offseg_hf.training import loop
 from offseg_hf.training.finetuning import fit_recipe
 from offseg_hf.training.loop import train
 from offseg_hf.training.lora import adapted_layers, add_adapters, merged
 from tests import semantic_models
+from tests.models.test_backbones import on_backbone
 from tests.tiny import FAMILIES, tiny_model, tiny_processor
 from tests.training.tiny import NAMES, killed_in, own_recipe, write_own, write_segformer
 
@@ -45,14 +48,17 @@ def scores(model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     return outputs.logits if hasattr(outputs, "logits") else outputs.masks_queries_logits
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "upernet-swin", "dpt", "mobilenet_v2", "mobilevit"])
+BACKBONES = ("dinov2", "dinov3_vit", "swin")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *BACKBONES, "upernet-swin", "dpt", "mobilenet_v2", "mobilevit"])
 def test_adapters_begin_without_effect_learn_and_merge(name):
     """Each of them is in the way of the gradients; merged the model has the weights that it had, by name."""
-    model = tiny_model(name) if name in FAMILIES else semantic_models.small_model(name)
-    pixel_values = torch.randn(1, 3, 64, 64)
+    build = tiny_model if name in FAMILIES else on_backbone if name in BACKBONES else semantic_models.small_model
+    model, pixel_values = build(name), torch.randn(1, 3, 64, 64)
     before, names = scores(model.eval(), pixel_values), model.state_dict().keys()
     layers = adapted_layers(model)
-    add_adapters(model, 2, None)
+    add_adapters(model, "base", 2)
     assert torch.equal(scores(model, pixel_values), before) and len(layers) > 4
     outputs = model(pixel_values)
     (outputs.logits if hasattr(outputs, "logits") else outputs.masks_queries_logits).square().mean().backward()
@@ -89,6 +95,10 @@ def test_what_is_saved_is_a_model(in_process, models, data, tmp_path, name):
     assert {key for key in after if not key.startswith(encoder) and after[key].ndim > 1} <= moved
     config = json.loads((best / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == name and config["r"] == 2
+    assert {f"adapter/{path.name}" for path in (best / "adapter").iterdir()} < model_files(best).keys()
+    card = training_card_files(best, "me/mine")["README.md"]
+    assert f'.from_pretrained("{name}", num_labels=3, ignore_mismatched_sizes=True)' in card
+    assert 'PeftModel.from_pretrained(base, "me/mine", subfolder="adapter")' in card
     adapter = PeftModel.from_pretrained(base, best / "adapter").merge_and_unload().eval()
     pixel_values = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(scores(adapter, pixel_values), scores(model, pixel_values), atol=1e-4, rtol=1e-3)
@@ -129,10 +139,10 @@ def test_what_does_not_go_with_adapters(models, data):
         recipe("model.lora_rank=2", "model.freeze=encoder")
     with pytest.raises(ValueError, match="model.lora_alpha=4 has no effect, as there are no adapters without"):
         recipe("model.lora_alpha=4")
-    with pytest.raises(ValueError, match="expected checkpoint, whose encoder lora_rank=2 adapts, got none"):
+    with pytest.raises(ValueError, match="expected checkpoint or backbone, whose weights lora_rank=2 adapts, got nei"):
         loop.Recipe(**{**vars(recipe()), "model": type(recipe().model)(preset="offseg-t-ade", lora_rank=2)})
     with pytest.raises(ValueError, match="nothing in this Sequential is known as a linear layer or a 1x1"):
-        add_adapters(torch.nn.Sequential(torch.nn.Linear(2, 2)), 2, None)
+        add_adapters(torch.nn.Sequential(torch.nn.Linear(2, 2)), "base", 2)
 
 
 def test_without_peft(models, data, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """The losses against the same written plainly in numpy, pixel by pixel, and their gradients."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from offseg_hf.models.modeling_utils import sum_over_bands, upsampled_bands
+from offseg_hf.training import losses
 from offseg_hf.training.losses import LOSSES, build_loss
 from offseg_hf.training.recipe import LOSS_SETTINGS, LossRecipe
 
@@ -92,7 +95,7 @@ def reference(kind: str, logits: torch.Tensor, labels: torch.Tensor, **settings)
             size = sum(p[k] for _, _, p in pixels) + sum(c == k for _, c, _ in pixels)
             scores.append(1 - (2 * both + smooth) / (size + smooth))
         return float(np.mean(scores))
-    losses = []
+    of_classes = []
     for k in present:  # the Lovasz extension by its definition: the loss of sets that grow by the largest errors
         errors = sorted(((1 - p[k] if c == k else p[k], c == k) for _, c, p in pixels), reverse=True)
         size = sum(is_k for _, is_k in errors)
@@ -101,8 +104,8 @@ def reference(kind: str, logits: torch.Tensor, labels: torch.Tensor, **settings)
             missed, wrong = missed + is_k, wrong + (not is_k)
             jaccard = (missed + wrong) / (size + wrong)  # 1 - intersection / union, with these mistaken
             total, before = total + error * (jaccard - before), jaccard
-        losses.append(total)
-    return float(np.mean(losses))
+        of_classes.append(total)
+    return float(np.mean(of_classes))
 
 
 def test_every_loss_is_tried():
@@ -125,6 +128,53 @@ def test_gradients(kind, settings):
     assert torch.autograd.gradcheck(lambda x: LOSSES[kind](x, labels, IGNORED, **settings), logits.requires_grad_())
 
 
+@pytest.fixture
+def bands_of_two_rows(monkeypatch):
+    """Of a batch of two, up to 9 pixels wide."""
+    for function in (sum_over_bands, upsampled_bands):
+        monkeypatch.setattr(losses, function.__name__, partial(function, band_values=2 * CLASSES * 9 * 2))
+
+
+@every_case
+@pytest.mark.parametrize("size", [(3, 5), (7, 9), (14, 4)])
+def test_bands_of_smaller_and_larger_logits(request, kind, settings, size):
+    """Value and gradient are those of logits that are upsampled whole."""
+    (logits, _), (_, labels) = sample(size, seed=1), sample()
+    logits.requires_grad_()
+    whole = torch.nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
+    expected = LOSSES[kind](whole, labels, IGNORED, **settings)
+    request.getfixturevalue("bands_of_two_rows")
+    loss = LOSSES[kind](logits, labels, IGNORED, **settings)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+@every_case
+def test_gradients_of_bands(bands_of_two_rows, kind, settings):
+    (logits, _), (_, labels) = sample((3, 4)), sample()
+    assert torch.autograd.gradcheck(lambda x: LOSSES[kind](x, labels, IGNORED, **settings), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES.keys() - {"lovasz"}))
+def test_all_classes_at_all_pixels_are_never_there(bands_of_two_rows, kind):
+    logits = torch.randn(2, CLASSES, 4, 4, requires_grad=True)
+    labels = torch.randint(CLASSES, (2, 64, 9))
+    sizes = []
+
+    class Sizes(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            sizes.extend([result.numel()] if isinstance(result, torch.Tensor) else [])
+            return result
+
+    with Sizes():
+        loss = LOSSES[kind](logits, labels, IGNORED)
+    loss.backward()
+    assert max(sizes) <= max(2 * CLASSES * 9 * 2, labels.numel()) and logits.grad.any()
+
+
 @every_case
 def test_a_batch_without_a_labeled_pixel_is_zero(kind, settings):
     logits, labels = sample()
@@ -140,14 +190,14 @@ def test_sure_and_right_or_wrong(kind, settings):
     _, labels = sample()
     classes = labels.where(labels != IGNORED, 0)
     right = 200.0 * torch.nn.functional.one_hot(classes, CLASSES).permute(0, 3, 1, 2).float()
-    losses = []
+    values = []
     for logits in (right, right.roll(1, dims=1)):
         loss = LOSSES[kind](logits.requires_grad_(), labels, IGNORED, **settings)
         loss.backward()
         assert logits.grad.isfinite().all()
-        losses.append(loss.item())
+        values.append(loss.item())
         right = right.detach()
-    assert losses[0] < losses[1]
+    assert values[0] < values[1]
 
 
 def test_terms_add_up_at_the_size_of_the_labels():

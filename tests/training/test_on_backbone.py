@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BitImageProcessorPil, Dinov2Model
 
-from offseg_hf import OffSegImageProcessor
+from offseg_hf import OffSegForSemanticSegmentation, OffSegImageProcessor
 from offseg_hf.hub.training_card import training_card_files
 from offseg_hf.training.build import build_model, depends_on_device_batch, freeze, keep_training_mode
 from offseg_hf.training.finetuning import fit_recipe
 from offseg_hf.training.loop import train
+from offseg_hf.training.lora import adapted_layers
 from offseg_hf.training.optimization import parameter_multipliers
 from offseg_hf.training.recipe import FINETUNE, load_recipe
 from tests.backbones import backbone_config
@@ -66,6 +68,30 @@ def test_fine_tuning_and_what_goes_on(in_process, dinov2, tmp_path):
     assert (tmp_path / "more" / "best" / "model.safetensors").is_file()
     with pytest.raises(ValueError, match="unknown key model.config.hidden_sizes"):
         build_model(load_recipe(FINETUNE, [*go_on, "model.config.hidden_sizes=[8, 8, 16, 16]"]), labels(data))
+
+
+def test_adapters_in_the_backbone(in_process, dinov2, tmp_path):
+    """Of its own weights none learns, all else whole; what is saved is a model, and what peft adds to it."""
+    data = write_own(tmp_path / "data")
+    recipe, lines = fit_recipe(
+        asked(data, dinov2, "schedule.epochs=2", "model.lora_rank=2", "training.ema_decay=null"), tmp_path / "run"
+    )
+    assert "for adapters in the encoder (LoRA, rank 2)" in lines[3]
+    train(recipe, tmp_path / "run")
+    best = tmp_path / "run" / "best"
+    model = AutoModelForSemanticSegmentation.from_pretrained(best)
+    before, after = Dinov2Model.from_pretrained(dinov2).state_dict(), encoder_of(model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"{name.removeprefix('encoder.')}.weight" for name in adapted_layers(model)}
+    fields = {"num_labels": len(NAMES), "lateral_channels": [32] * 4, "decoder_hidden_size": 32}
+    base = OffSegForSemanticSegmentation.from_backbone(dinov2, **fields)
+    adapted = PeftModel.from_pretrained(base, best / "adapter").eval()
+    with torch.no_grad():
+        expected, logits = (made(torch.ones(1, 3, 64, 64)).logits for made in (model, adapted))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
+    card = training_card_files(best, "me/mine")["README.md"]
+    arguments = ", ".join(f"{name}={value}" for name, value in fields.items())
+    assert f'base = OffSegForSemanticSegmentation.from_backbone("dinov2", {arguments})' in card
 
 
 def labels(data: Path):

@@ -52,6 +52,7 @@ def finetune(
         offseg finetune --data my_photos --model runs/before/best --epochs 20 --freeze-encoder
         offseg finetune --data my_photos --model runs/before/best training.patience=5 loss='[{kind: dice}]'
         offseg finetune --data my_photos --backbone facebook/dinov2-small --output runs/mine
+        offseg finetune --data my_photos --backbone facebook/dinov2-small --lora 8 --output runs/mine
     """
     changes = list(settings or [])
     if others := [change for change in changes if "=" not in change]:

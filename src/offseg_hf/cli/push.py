@@ -28,7 +28,8 @@ def push(
 ) -> None:
     """Upload your model: weights, configuration, image processor, code, and a card made from its training.
 
-    What the Hub has already is not sent again.
+    Adapters of a training with --lora are merged in the weights, and go up by themselves too, in adapter/. What the
+    Hub has already is not sent again.
 
     Examples:
         offseg push runs/mine/best my-name/my-model

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from offseg_hf.data.label_image import LabelImage
 
 SHOWN_CLASSES = 8
+DARK = 32  # of 255: a picture of the night has lamps, one of 12 bits in 16 has nothing above 15
 Progress = Callable[[int, int], None]  # samples done, of how many
 
 
@@ -157,27 +158,36 @@ def _read_all(dataset: "Dataset", split: str, workers: int) -> Iterator[np.ndarr
         executor.shutdown(cancel_futures=True)
 
 
-def first_look(dataset: "Dataset", samples: int = 32) -> str | None:
-    """Return what to look at before a training, if in all of some label maps there is one class or none; else None.
+def first_look(dataset: "Dataset", samples: int = 32) -> list[str]:
+    """Return what to look at before a training: photos without light, label maps of one class or none in all.
 
     Args:
         dataset: a split, as `load_segmentation_data` returns it.
-        samples: of how many the label maps are read, from all over the data set. Those that cannot be are left out.
+        samples: how many are read, from all over the data set. Those that cannot be are left out.
     """
     indices = np.unique(np.linspace(0, len(dataset) - 1, samples).round().astype(int))
     reader = PairReader(dataset)
     report = SplitReport(str(dataset.split or "data"), label_set_of(dataset), len(indices))
+    brightest = 0
     for index in indices.tolist():
         result = reader.try_read(index)
         if not isinstance(result, list):
             report.add(np.bincount(np.asarray(result[1]).ravel(), minlength=report.labels.ignore_index + 1))
+            brightest = max(brightest, int(np.asarray(result[0]).max()))
+    notes = []
+    if report.num_counted and brightest < DARK:
+        notes.append(
+            f"{report.name}: in the {report.num_counted} photos looked at no value is above {brightest} of 255, which "
+            "is nearly black: save them as 8 bits, or scaled to 0..65535 (of 16 bits the upper 8 are seen)"
+        )
     problem = _nothing_to_learn(report.name, [report])
     missing = _missing_classes(report, dataset.features["label"])
-    if problem is None or not report.ignored:
-        return None
-    return (
-        f"{report.name}: in the {report.num_counted} label maps looked at {missing[0]}; `offseg data check` reads all"
-    )
+    if problem is not None and report.ignored:
+        notes.append(
+            f"{report.name}: in the {report.num_counted} label maps looked at {missing[0]}; `offseg data check` reads "
+            "all"
+        )
+    return notes
 
 
 def _missing_classes(report: SplitReport, feature: "LabelImage") -> list[str]:

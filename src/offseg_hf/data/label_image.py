@@ -192,8 +192,12 @@ class LabelImage(Image):
             plural = "s" if len(unknown) > 1 else ""
             count = len(self.names)
             counts_from_one = unknown == [count] and 0 not in values and self.raw_ids == list(range(count))
-            hint = f'; if they count from 1, "values" in classes.json are 1 to {count}' if counts_from_one else ""
-            raise ValueError(f"value{plural} {shown} out of range, in {self.title} there are {known}{hint}")
+            hint = (
+                f'if they count from 1, "values" in classes.json are 1 to {count}'
+                if counts_from_one
+                else "classes.json says which values are classes, or void"
+            )
+            raise ValueError(f"value{plural} {shown} out of range, in {self.title} there are {known}; {hint}")
 
     # -- Arrow: as of images, and of each cell whether it is a file in the data set's encoding -----------------------
 

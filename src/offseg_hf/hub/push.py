@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from offseg_hf.hub.repository import CARD, Changes, commit, find_changes, read_state, require_writer
 from offseg_hf.hub.space.files import space_files
-from offseg_hf.hub.training_card import training_card_files
+from offseg_hf.hub.training_card import ADAPTER, ADAPTER_FILES, training_card_files
 
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -30,9 +30,9 @@ class Upload:
 def push_model(folder: str | Path, repository: str, *, private: bool = False, overwrite: bool = False) -> Upload:
     """Upload the model in `folder` to a repository, which is made if need be: config, weights, processor, code, card.
 
-    Nothing else that lies there goes up, the state of a training least of all. The card is made from the training's
-    recipe, log and environment beside the folder; a README.md in the folder takes its place. All of it is one commit,
-    or none if the Hub has it already.
+    With them go adapters that a training put there, but nothing else, the state of the training least of all. The card
+    is made from the training's recipe, log and environment beside the folder; a README.md in the folder takes its
+    place. All of it is one commit, or none if the Hub has it already.
 
     Args:
         folder: The model, as `save_pretrained` or a training wrote it.
@@ -99,7 +99,7 @@ def model_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder of a model, got no folder")
-    names = [CONFIG, PROCESSOR, *_weights(folder)]
+    names = [CONFIG, PROCESSOR, *_weights(folder), *(ADAPTER_FILES if (folder / ADAPTER).is_dir() else ())]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         models = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG}"))]

@@ -20,7 +20,8 @@ from offseg_hf import __version__
 MAIN = "main"
 SIGNATURE = " with offseg-hf "  # in the titles of our commits
 CARD = "README.md"
-MODEL_SUFFIXES = (".py", ".safetensors", ".safetensors.index.json")  # of files that go with a model of before
+# Of files that go with a model of before.
+MODEL_SUFFIXES = (".py", ".safetensors", ".safetensors.index.json", "/adapter_config.json")
 CHUNK = 2**20
 
 

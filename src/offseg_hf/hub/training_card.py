@@ -20,12 +20,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from offseg_hf.data.classes_json import label_set_beside
 from offseg_hf.data.label_sets import LABEL_SETS
-from offseg_hf.hub.cards import TASK, front_matter, render_card
+from offseg_hf.hub.cards import TASK, front_matter, has_offset_learning, render_card
 from offseg_hf.hub.repository import CARD
 from offseg_hf.utils.files import file_digests
 from offseg_hf.utils.texts import one_line
 from offseg_hf.visualization import draw_plots, training_plots
-from offseg_hf.zoo.registration import register
+from offseg_hf.zoo.registration import auto_model_class, register
 
 
 # What lies in a training's folder.
@@ -33,6 +33,8 @@ RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "log.jsonl"  # a line of JSON per report
 ENVIRONMENT_FILE = "environment.json"
 STATE_FILE = "training_state.pt"  # beside the model, in the folder of each checkpoint
+ADAPTER = "adapter"  # folder there, of what LoRA adds to what the training began with
+ADAPTER_FILES = tuple(f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors"))
 CURVES = "training_curves.png"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -229,9 +231,46 @@ def _card(folder: Path, repository: str, config: PreTrainedConfig, training: Tra
         recipe=training.recipe_text,
         training_note=_training_note(training, data_id, data_title, base_model),
         environment=training.environment,
+        adapter=_adapter(folder, repository, config, training.recipe_text),
         data_title=data_title,
         classes=classes,
     )
+
+
+def _adapter(folder: Path, repository: str, config: PreTrainedConfig, recipe: str) -> dict[str, Any] | None:
+    """Return what a card says of the adapters beside the model, and the code that puts them on; None without."""
+    if not recipe or not all((folder / name).is_file() for name in ADAPTER_FILES):
+        return None
+    model = yaml.safe_load(recipe)["model"]
+    base_name = model.get("checkpoint") or model.get("backbone")
+    auto_class, start = auto_model_class(config).__name__, f'"{base_name}"'
+    changes = "".join(f", {name}={value!r}" for name, value in (model.get("config") or {}).items())
+    changes = f"num_labels={len(config.id2label)}{changes}"
+    imports = [f"from transformers import {auto_class}"]
+    if model.get("backbone"):
+        imports = ["from offseg_hf import OffSegForSemanticSegmentation"]
+        base = f"OffSegForSemanticSegmentation.from_backbone({start}, {changes})"
+    else:
+        base = f"{auto_class}.from_pretrained({start}, {changes}, ignore_mismatched_sizes=True)"
+    if model.get("offset_learning"):
+        imports.insert(0, "from offseg_hf import apply_offset_learning")
+        base = f"apply_offset_learning({base})"
+    elif has_offset_learning(config) and not model.get("backbone"):
+        imports.insert(0, "import offseg_hf")
+    return {
+        "megabytes": sum((folder / name).stat().st_size for name in ADAPTER_FILES) / 1e6,
+        "rank": model["lora_rank"],
+        "base": base_name,
+        "code": "\n".join(
+            [
+                *imports,
+                "from peft import PeftModel",
+                "",
+                f"base = {base}",
+                f'model = PeftModel.from_pretrained(base, "{repository}", subfolder="{ADAPTER}").eval()',
+            ]
+        ),
+    }
 
 
 def _training_note(training: Training, data_id: str | None, data_title: str, base_model: str | None) -> str:

@@ -399,9 +399,6 @@ def segmentation_loss(
 ) -> Tensor:
     """Compute the cross-entropy of upsampled logits over all pixels; ignored ones count as zero, as in mmseg.
 
-    The logits are upsampled band by band of rows, and its gradient is computed beside it: of all classes at every
-    pixel there is never more than a band.
-
     Args:
         logits: (batch, num_labels, any height, any width), upsampled bilinearly to the size of the labels.
         labels: class ids (batch, height, width).
@@ -409,88 +406,138 @@ def segmentation_loss(
         class_weights: what the loss of a pixel is multiplied by, by class; the mean is over pixels nevertheless.
         band_values: how many upsampled logits are worked on at a time.
     """
-    labels = labels.long()
-    weight = None if class_weights is None else logits.new_tensor(class_weights)
+    weight = None if class_weights is None else logits.new_tensor(class_weights, dtype=single_or_double(logits))
+
+    def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="none").sum()
+
+    return sum_over_bands(loss_of, logits, (labels.long(),), band_values) / labels.numel()
+
+
+def sum_over_bands(
+    function: Callable[..., Tensor], logits: Tensor, maps: Sequence[Tensor], band_values: int = BAND_VALUES
+) -> Tensor:
+    """Sum what a function makes of upsampled logits, band by band of rows, with its gradient beside it.
+
+    Of all classes at every pixel there is never more than a band.
+
+    Args:
+        function: of logits (batch, num_labels, rows, width), float32 or more, and of maps (batch, rows, width);
+            returns a number that adds up over bands.
+        logits: (batch, num_labels, any height, any width), upsampled bilinearly to the size of the maps.
+        maps: what else is known of each pixel, such as labels, (batch, height, width).
+        band_values: how many upsampled logits are worked on at a time.
+    """
+    bands = _bands(logits, maps, band_values)
+    if len(bands) == 1:
+        return function(_upsampled(logits.contiguous(), None, maps[0]), *maps)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return SumOverBands.apply(function, logits, band_values, *maps)[0]
+    return _sum_over_bands(logits, function, maps, band_values)
+
+
+def upsampled_bands(
+    logits: Tensor, maps: Sequence[Tensor], band_values: int = BAND_VALUES
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield of each band of rows its upsampled logits and its maps; arguments are those of `sum_over_bands`."""
     # In order before they are many: torch does it with the large result, if channels come last, and slowly.
     logits = logits.contiguous()
-    height, width = labels.shape[-2:]
-    step = max(1, band_values // (len(logits) * logits.shape[1] * width))
-    if step >= height or torch.compiler.is_compiling():  # a compiler makes bands of its own
-        logits = F.interpolate(logits, size=(height, width), mode="bilinear")
-        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="none").mean()
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return LossOfBands.apply(logits, labels, weight, step, ignore_index)[0] / labels.numel()
-    return _loss_of_bands(logits, labels, weight, step, ignore_index) / labels.numel()
+    for rows, between, of_band in _bands(logits, maps, band_values):
+        yield _upsampled(logits[..., rows, :], between, of_band[0]), *of_band
 
 
-class LossOfBands(torch.autograd.Function):
-    """`_loss_of_bands` with its gradient, which is computed beside it: no band is kept, and none computed again."""
+class SumOverBands(torch.autograd.Function):
+    """`_sum_over_bands` with its gradient, which is computed beside it: no band is kept, and none computed again."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        logits: Tensor, labels: Tensor, weight: Tensor | None, step: int, ignore_index: int
+        function: Callable[..., Tensor], logits: Tensor, band_values: int, *maps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the sum of the loss, and its gradient."""
-        loss, gradient = _no_loss(logits), torch.zeros_like(logits)
-        for (first, last), between, rows in _bands(logits, labels, step):
-            loss_of = partial(_loss_of_rows, between=between, labels=rows, weight=weight, ignore_index=ignore_index)
-            of_band, value = torch.func.grad_and_value(loss_of)(logits[..., first:last, :])
-            gradient[..., first:last, :] += of_band
-            loss = loss + value
-        return loss, gradient
+        """Return the sum, and its gradient."""
+        logits = logits.contiguous()
+        total, gradient = _nothing(logits), torch.zeros_like(logits)
+        for rows, between, of_band in _bands(logits, maps, band_values):
+            of_rows = partial(_of_rows, function=function, between=between, maps=of_band)
+            of_logits, value = torch.func.grad_and_value(of_rows)(logits[..., rows, :])
+            gradient[..., rows, :] += of_logits
+            total = total + value
+        return total, gradient
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         """Keep the gradient, and what has a gradient of its own."""
+        function, logits, band_values, *maps = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:3], output[1])
-        ctx.options = inputs[3:]
+        ctx.save_for_backward(logits, output[1], *maps)
+        ctx.options = function, band_values
 
     @staticmethod
     def backward(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient; where it is recorded, compute it once more."""
-        logits, labels, weight, of_logits = ctx.saved_tensors
+        logits, of_logits, *maps = ctx.saved_tensors
         if torch.is_grad_enabled():
-            of_logits = torch.func.grad(_loss_of_bands)(logits, labels, weight, *ctx.options)
-        return (gradient * of_logits).to(logits.dtype), None, None, None, None
+            function, band_values = ctx.options
+            of_logits = torch.func.grad(_sum_over_bands)(logits, function, maps, band_values)
+        return None, (gradient * of_logits).to(logits.dtype), None, *(None for _ in maps)
 
 
-def _loss_of_bands(logits: Tensor, labels: Tensor, weight: Tensor | None, step: int, ignore_index: int) -> Tensor:
-    """Sum the loss of `labels` (batch, height, width), `step` rows at a time."""
-    losses = (
-        _loss_of_rows(logits[..., first:last, :], between, rows, weight, ignore_index)
-        for (first, last), between, rows in _bands(logits, labels, step)
-    )
-    return sum(losses, start=_no_loss(logits))
+def _sum_over_bands(
+    logits: Tensor, function: Callable[..., Tensor], maps: Sequence[Tensor], band_values: int
+) -> Tensor:
+    """Do what `sum_over_bands` does, with a gradient that keeps all bands."""
+    return sum((function(*band) for band in upsampled_bands(logits, maps, band_values)), start=_nothing(logits))
 
 
-def _no_loss(logits: Tensor) -> Tensor:
-    """Return 0 as sums of losses begin, in float32 at least."""
-    return logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+def _bands(
+    logits: Tensor, maps: Sequence[Tensor], band_values: int
+) -> list[tuple[slice, Tensor | None, Sequence[Tensor]]]:
+    """Return of each band the rows of logits it lies between, its matrix (rows, rows of logits), and its maps.
 
-
-def _bands(logits: Tensor, labels: Tensor, step: int) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
-    """Yield of each band the rows of logits it lies between, its matrix (rows, rows of logits), and its labels."""
-    old, height = logits.shape[-2], labels.shape[1]
+    Without a matrix it is the whole.
+    """
+    batch, classes, old, _ = logits.shape
+    height, width = maps[0].shape[-2:]
+    if torch.compiler.is_compiling() or band_values >= batch * classes * height * width:  # a compiler has its own
+        return [(slice(None), None, maps)]
+    bands: list[tuple[slice, Tensor | None, Sequence[Tensor]]] = []
+    step = max(1, band_values // (batch * classes * width))
     for top in range(0, height, step):
-        rows = labels[:, top : top + step]
-        position = (torch.arange(top, top + rows.shape[1], dtype=torch.float64) + 0.5) * (old / height) - 0.5
+        of_band = [rows[:, top : top + step] for rows in maps]
+        position = (torch.arange(top, top + of_band[0].shape[1], dtype=torch.float64) + 0.5) * (old / height) - 0.5
         position = position.clamp(0, old - 1)
         first, last = int(position[0]), min(int(position[-1]) + 2, old)
         between = 1 - (position[:, None] - torch.arange(first, last)).abs()  # bilinear, where positive
-        yield (first, last), between.clamp(min=0), rows
+        bands.append((slice(first, last), between.clamp(min=0), of_band))
+    return bands
 
 
-def _loss_of_rows(logits: Tensor, between: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """Sum the loss of a band: rows of logits, the matrix that upsamples them, and labels (batch, rows, width)."""
+def _of_rows(
+    logits: Tensor, function: Callable[..., Tensor], between: Tensor | None, maps: Sequence[Tensor]
+) -> Tensor:
+    """Return what a function makes of a band."""
+    return function(_upsampled(logits, between, maps[0]), *maps)
+
+
+def _upsampled(logits: Tensor, between: Tensor | None, like: Tensor) -> Tensor:
+    """Upsample rows of logits to a map of a band by its matrix, or all to one of all rows."""
+    logits = logits.to(single_or_double(logits))
+    if between is None:
+        return F.interpolate(logits, size=like.shape[-2:], mode="bilinear")
     with torch.autocast(logits.device.type, enabled=False):  # which would round the positions
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = F.interpolate(logits, size=(logits.shape[-2], labels.shape[-1]), mode="bilinear")
-        logits = between.to(logits) @ logits
-        weight = weight if weight is None else weight.to(logits)
-        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
+        logits = F.interpolate(logits, size=(logits.shape[-2], like.shape[-1]), mode="bilinear")
+        return between.to(logits) @ logits
+
+
+def _nothing(logits: Tensor) -> Tensor:
+    """Return 0 as sums begin."""
+    return logits.new_zeros((), dtype=single_or_double(logits))
+
+
+def single_or_double(logits: Tensor) -> torch.dtype:
+    """Return float32, or the type of logits that are of more."""
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def check_pixel_values(pixel_values: Tensor, num_channels: int) -> None:

@@ -96,7 +96,10 @@ def _hold_out(data: Dataset, share: float) -> Splits:
     """Hold out a share of the samples, by their names below the folder that they have in common."""
     names = [os.path.splitext(name)[0] for name in sample_names(data)]
     if len(names) < 2:
-        raise ValueError(f"data.validation_share={share:g}: expected two photos or more, got {len(names)}")
+        raise ValueError(
+            f"data.validation_share={share:g}: expected two photos or more, of which one is to validate on, got "
+            f"{len(names)}: add photos, or evaluate on what it is trained on (data.validation_split=train)"
+        )
     if all(map(os.path.isabs, names)):
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
         names = [os.path.relpath(name, folder).replace(os.sep, "/") for name in names]
@@ -262,8 +265,14 @@ PROCESSOR_SWITCHES = {
 
 
 def require_something_to_learn(data: Dataset, split: str) -> None:
-    """Raise ValueError if no pixel of a split has a class; reads label maps until one has."""
-    ignore_index = label_set_of(data).ignore_index
+    """Raise ValueError if no pixel of a split has a class, or all must have the same; reads until one has."""
+    names, ignore_index = label_set_of(data).names, label_set_of(data).ignore_index
+    if len(names) == 1:
+        raise ValueError(
+            f"{split}: expected two classes or more to tell apart, got {names[0]} alone, which every pixel would be: "
+            'give what else is in the photos a name in classes.json, such as {"classes": {"0": "background", "255": '
+            f'"{names[0]}"}}}}, by the values in the masks'
+        )
     for row in data.select_columns("label"):
         if (np.asarray(row["label"]) != ignore_index).any():
             return

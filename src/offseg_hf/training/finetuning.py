@@ -103,6 +103,7 @@ def fit_recipe(overrides: list[str], output: Path, resume: str | None = None) ->
     config, processor = model_parts(asked)
     splits, share = load_fitting(asked, None if saved is None else saved["data"].get("validation_share"))
     facts = replace(look_at(splits.train), held_out=splits.held_out)
+    look_at(splits.validation)  # what is wrong there is better known now than after an epoch
     if saved is None:
         fitted = fit(asked, facts, config, processor) | {"data": {"validation_share": share}}
     else:
@@ -265,15 +266,20 @@ def in_words(recipe: Recipe, facts: Facts) -> list[str]:
     about = f"rare classes: {names}" if rare else "no class is rare"
     held_out = "" if facts.held_out is None else f"; no split to validate on: {facts.held_out}"
     return [
-        f"data: {facts.num_samples} samples to train on, {len(report.labels)} classes, "
+        f"data: {_count(facts.num_samples, 'sample')} to train on, {_count(len(report.labels), 'class')}, "
         f"photos of {facts.size[1]}x{facts.size[0]}{held_out}",
         f"size: photos {resized}, in crops of {width}x{height}",
-        f"length: {length} iterations of {training.batch_size} samples, {epoch} an epoch; an evaluation "
-        f"{'each epoch' if every is None else f'every {every} iterations'}{patience}",
+        f"length: {_count(length, 'iteration')} of {_count(training.batch_size, 'sample')}, {epoch} an epoch; an "
+        f"evaluation {'each epoch' if every is None else f'every {every} iterations'}{patience}",
         f"learning: {optimizer.kind}, {rates}, {schedule.warmup_iterations} iterations of warm-up; {average}; "
         f"precision {'float32' if precision in (None, 'no') else precision}",
         f"loss: {kinds or 'that of the model'}{', classes weighted' if weighted else ''}; {about}",
     ]
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural * (number != 1)}"
 
 
 def _saved(output: Path, resume: str | None) -> Mapping[str, Any] | None:

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685) in the encoder of models, by peft; the rest trains whole.
 
 The model stays what it is, with layers of peft in the places of its own. What is saved is the model with its adapters
-merged, which any `from_pretrained` reads, and in `adapter/` beside it what peft adds to the checkpoint it began with.
+merged, which any `from_pretrained` reads, and in `adapter/` beside it what peft adds to what it began with.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from offseg_hf.hub.training_card import HUB_ID
+from offseg_hf.hub.training_card import ADAPTER, HUB_ID
 from offseg_hf.training.optimization import encoder_of
 
 
-ADAPTER = "adapter"  # folder in a checkpoint
 GEOMETRY = ("kernel_size", "stride", "dilation")
 
 
@@ -32,11 +31,12 @@ def require_peft() -> None:
         raise ValueError('model.lora_rank needs the package peft: pip install "offseg-hf[lora]"')
 
 
-def add_adapters(model: PreTrainedModel, rank: int, alpha: int | None) -> None:
+def add_adapters(model: PreTrainedModel, base: str, rank: int, alpha: int | None = None) -> None:
     """Put adapters beside the linear layers and 1x1 convolutions of the encoder, which rests beside that.
 
     Args:
         model: what is trained, in place.
+        base: the checkpoint or the backbone that it begins with, a folder or a name on the Hub.
         rank: of the adapters.
         alpha: their scale times the rank; by default the rank.
 
@@ -55,7 +55,9 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int | None) -> None:
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     whole = [name for name, _ in _parts_besides(model, encoder.match)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers), model)
-    model.peft_config["default"] = replace(model.peft_config["default"], modules_to_save=whole)  # for `save_model`
+    model.peft_config["default"] = replace(  # for `save_model`
+        model.peft_config["default"], modules_to_save=whole, base_model_name_or_path=base
+    )
     for name in layers:
         layer = model.get_submodule(name)
         for attribute in GEOMETRY:  # by which MobileNets pad what they give to a convolution
@@ -78,13 +80,13 @@ def adapted_layers(model: nn.Module) -> list[str]:
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Save a model as every model is; one with adapters merged, and what peft adds to its checkpoint beside it."""
+    """Save a model as every model is; one with adapters merged, and what peft adds to its base beside it."""
     if not hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         return
     merged(model).save_pretrained(folder)
     config = model.peft_config["default"]
-    base = model.name_or_path
+    base = config.base_model_name_or_path
     is_on_hub = bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
     config = replace(config, base_model_name_or_path=base if is_on_hub else Path(base).name, inference_mode=True)
     config.save_pretrained(folder / ADAPTER)

@@ -1,6 +1,7 @@
-"""Losses of logits, which a recipe weighs and adds up: functions of logits and label maps of one size.
+"""Losses of logits, which a recipe weighs and adds up: functions of logits and label maps, whose size need not be one.
 
-Each is 0, with gradients of 0, where no pixel has a class.
+Each is 0, with gradients of 0, where no pixel has a class. All but Lovasz-softmax, which sorts the pixels of the whole
+batch by class, see the upsampled logits band by band: their memory does not grow with classes times pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from offseg_hf.models.modeling_utils import single_or_double, sum_over_bands, upsampled_bands
 from offseg_hf.training.recipe import LOSS_SETTINGS, LossRecipe
 
 
 def build_loss(terms: Sequence[LossRecipe], num_classes: int, ignore_index: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the weighted sum of losses, as a function of logits and label maps.
-
-    Logits (batch, num_classes, any height, any width) are upsampled bilinearly to label maps (batch, height, width).
+    """Return the weighted sum of losses, as a function of logits and label maps, in float32 or more.
 
     Args:
         terms: the losses.
@@ -37,9 +37,6 @@ def build_loss(terms: Sequence[LossRecipe], num_classes: int, ignore_index: int)
         functions.append((term.weight, partial(LOSSES[term.kind], ignore_index=ignore_index, **settings)))
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
-        if logits.shape[-2:] != labels.shape[-2:]:
-            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
         return sum((weight * function(logits, labels) for weight, function in functions), logits.new_zeros(()))
 
     return loss
@@ -57,7 +54,7 @@ def cross_entropy(
     """Compute the cross-entropy, a mean over labeled pixels by the weights of their classes, as torch does.
 
     Args:
-        logits: (batch, classes, height, width).
+        logits: (batch, classes, any height, any width), upsampled bilinearly to the size of the labels.
         labels: class ids (batch, height, width).
         ignore_index: the label of pixels that do not count.
         class_weights: one per class.
@@ -65,15 +62,17 @@ def cross_entropy(
         ohem_threshold: only pixels count whose class has less than this probability, or one of the lowest.
         ohem_min_kept: how many of the lowest count in any case, times the batch.
     """
-    weight = None if class_weights is None else logits.new_tensor(class_weights)
-    losses = F.cross_entropy(
-        logits, labels, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
-    )
-    counts = _pixel_weights(logits, labels, ignore_index, class_weights)
     if ohem_threshold is not None:
-        is_hard = _hard_pixels(logits.detach(), labels, ignore_index, ohem_threshold, ohem_min_kept * len(labels))
-        losses, counts = losses * is_hard, counts * is_hard
-    return _mean(losses, counts)
+        is_hard = _hard_pixels(logits, labels, ignore_index, ohem_threshold, ohem_min_kept * len(labels))
+        labels = labels.where(is_hard, ignore_index)
+    weight = None if class_weights is None else logits.new_tensor(class_weights, dtype=single_or_double(logits))
+
+    def losses_of(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits, labels, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+        )
+
+    return _mean_of_pixels(losses_of, logits, labels, _pixel_weights(logits, labels, ignore_index, class_weights))
 
 
 def focal(
@@ -87,22 +86,43 @@ def focal(
 
     Lin et al., Focal Loss for Dense Object Detection, ICCV 2017. Arguments are those of `cross_entropy`.
     """
-    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
-    counts = _pixel_weights(logits, labels, ignore_index, class_weights)
-    # Of a probability of 1 the power of 0 has no gradient for a gamma below 1.
-    wrong = (1 - (-losses).exp()).clamp(min=torch.finfo(losses.dtype).eps)
-    return _mean(losses * wrong**gamma * counts, counts)
+
+    def losses_of(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+        # Of a probability of 1 the power of 0 has no gradient for a gamma below 1.
+        wrong = (1 - (-losses).exp()).clamp(min=torch.finfo(losses.dtype).eps)
+        return losses * wrong**gamma * weights
+
+    return _mean_of_pixels(losses_of, logits, labels, _pixel_weights(logits, labels, ignore_index, class_weights))
 
 
 def dice(logits: Tensor, labels: Tensor, ignore_index: int, smooth: float = 1.0) -> Tensor:
     """Compute 1 - the dice coefficient over the labeled pixels of the batch, a mean over the classes in it.
 
-    Milletari et al., V-Net, 3DV 2016, without squares. Arguments are those of `cross_entropy`.
+    Milletari et al., V-Net, 3DV 2016, without squares. Arguments are those of `cross_entropy`. Second derivatives
+    are left out.
     """
-    probabilities, truth = _by_class(logits, labels, ignore_index)  # (classes, pixels)
-    sizes = truth.sum(1)
-    dice = (2 * (probabilities * truth).sum(1) + smooth) / (probabilities.sum(1) + sizes + smooth).clamp(min=_TINY)
-    return _mean((1 - dice) * (sizes > 0), (sizes > 0).to(dice))
+    is_labeled, num_classes = labels != ignore_index, logits.shape[1]
+    classes = labels.where(is_labeled, 0)
+    weights = is_labeled.to(single_or_double(logits))
+    sizes = weights.new_zeros(num_classes).index_add(0, classes.flatten(), weights.flatten())
+
+    def sums_of(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+        """Sum probabilities by class, of the pixels of the class and of all: (2, classes)."""
+        probabilities = logits.softmax(1) * weights[:, None]
+        of_class = probabilities.gather(1, classes[:, None]).flatten()
+        right = sizes.new_zeros(num_classes).index_add(0, classes.flatten(), of_class)
+        return torch.stack([right, probabilities.sum((0, 2, 3))])
+
+    def loss_of(sums: Tensor) -> Tensor:
+        dice = (2 * sums[0] + smooth) / (sums[1] + sizes + smooth).clamp(min=_TINY)
+        return _mean((1 - dice) * (sizes > 0), (sizes > 0).to(dice))
+
+    with torch.no_grad():
+        sums = torch.stack([sums_of(*band) for band in upsampled_bands(logits, (classes, weights))]).sum(0)
+    slopes, loss = torch.func.grad_and_value(loss_of)(sums)
+    linear = sum_over_bands(lambda *band: (slopes * sums_of(*band)).sum(), logits, (classes, weights))
+    return loss + (linear - linear.detach())  # whose gradient is the loss's
 
 
 def lovasz(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -110,14 +130,17 @@ def lovasz(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
 
     Berman et al., The Lovasz-Softmax loss, CVPR 2018. Arguments are those of `cross_entropy`.
     """
+    logits = logits.to(single_or_double(logits)).contiguous()
+    logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
     probabilities, truth = _by_class(logits, labels, ignore_index)
+    is_there = truth.any(1)
+    probabilities, truth = probabilities[is_there], truth[is_there]  # others do not count, and would be sorted
     sizes = truth.sum(1, keepdim=True)
     errors, order = (truth - probabilities).abs().sort(dim=1, descending=True)
     truth = truth.gather(1, order)
     jaccard = 1 - (sizes - truth.cumsum(1)) / (sizes + (1 - truth).cumsum(1)).clamp(min=1)
     steps = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))
-    is_there = (sizes[:, 0] > 0).to(errors)
-    return _mean((errors * steps).sum(1) * is_there, is_there)
+    return (errors * steps).sum() / max(len(errors), 1)
 
 
 def boundary(
@@ -132,10 +155,13 @@ def boundary(
 
     Arguments are those of `cross_entropy`; distances are the larger of the horizontal and the vertical one.
     """
-    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
-    counts = _pixel_weights(logits, labels, ignore_index, class_weights)
-    counts = counts * torch.where(_is_near_border(labels, ignore_index, radius), boundary_weight, 1.0)
-    return _mean(losses * counts, counts)
+    weights = _pixel_weights(logits, labels, ignore_index, class_weights)
+    weights = weights * torch.where(_is_near_border(labels, ignore_index, radius), boundary_weight, 1.0)
+
+    def losses_of(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none") * weights
+
+    return _mean_of_pixels(losses_of, logits, labels, weights)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -148,24 +174,39 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _mean(losses: Tensor, counts: Tensor) -> Tensor:
+def _mean_of_pixels(losses_of: Callable[..., Tensor], logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Divide the losses of all pixels, weighted, by the sum of the weights.
+
+    Args:
+        losses_of: returns the losses of a band, of its logits, labels and weights.
+        logits: (batch, classes, any height, any width).
+        labels: (batch, height, width).
+        weights: likewise.
+    """
+    total = sum_over_bands(lambda *band: losses_of(*band).sum(), logits, (labels, weights))
+    return _mean(total, weights)
+
+
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
     """Divide a sum by another, of weights, which may be 0 as the first then is."""
-    return losses.sum() / counts.sum().clamp(min=_TINY)
+    return losses.sum() / weights.sum().clamp(min=_TINY)
 
 
 def _pixel_weights(logits: Tensor, labels: Tensor, ignore_index: int, class_weights: Sequence[float] | None) -> Tensor:
     """Return what each pixel counts: the weight of its class, by default 1, and 0 where there is none."""
-    is_labeled = labels != ignore_index
+    is_labeled, dtype = labels != ignore_index, single_or_double(logits)
     if class_weights is None:
-        return is_labeled.to(logits)
-    return logits.new_tensor(class_weights)[labels.where(is_labeled, 0)] * is_labeled
+        return is_labeled.to(dtype)
+    return logits.new_tensor(class_weights, dtype=dtype)[labels.where(is_labeled, 0)] * is_labeled
 
 
+@torch.no_grad()
 def _hard_pixels(logits: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
     """Find the labeled pixels whose class has less than a probability, or one of the lowest (OHEM, as in mmseg)."""
     is_labeled = labels != ignore_index
-    classes = labels.where(is_labeled, 0)[:, None]
-    probabilities = logits.log_softmax(1).gather(1, classes)[:, 0].exp()
+    bands = upsampled_bands(logits, (labels.where(is_labeled, 0),))
+    losses = [F.cross_entropy(of_band, classes, reduction="none") for of_band, classes in bands]
+    probabilities = (-torch.cat(losses, dim=1)).exp()
     lowest = probabilities[is_labeled].sort().values
     if len(lowest):
         threshold = max(threshold, float(lowest[min(min_kept, len(lowest)) - 1]))

@@ -89,8 +89,8 @@ class ModelRecipe:
         offset_learning: Put offset learning in the place of the checkpoint's classifier, which it continues.
         freeze: Keep the encoder as it is: its weights get no gradients, its norms keep their statistics, and nothing
             in it is dropped at random.
-        lora_rank: Rank of low-rank adapters (LoRA) in the encoder of the checkpoint, whose own weights stay as they
-            are; the rest trains whole. What is saved has them merged. Needs peft.
+        lora_rank: Rank of low-rank adapters (LoRA) in the encoder of the checkpoint, or in the backbone, whose own
+            weights stay as they are; the rest trains whole. What is saved has them merged. Needs peft.
         lora_alpha: Scale of the adapters times their rank; null for the rank.
     """
 
@@ -114,8 +114,10 @@ class ModelRecipe:
                 f"lora_rank={self.lora_rank} adapts the encoder, which freeze={self.freeze} leaves as it is: remove "
                 "one of them"
             )
-        if self.lora_rank is not None and self.checkpoint is None:
-            raise ValueError(f"expected checkpoint, whose encoder lora_rank={self.lora_rank} adapts, got none")
+        if self.lora_rank is not None and self.checkpoint is None and self.backbone is None:
+            raise ValueError(
+                f"expected checkpoint or backbone, whose weights lora_rank={self.lora_rank} adapts, got neither"
+            )
         for name in ("pretrained", "checkpoint", "backbone"):
             _expand_home(self, name)
         if self.preset is None and self.checkpoint is None and self.backbone is None:

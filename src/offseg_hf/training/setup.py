@@ -160,8 +160,8 @@ def set_up(recipe: Recipe, output: Path, resume: str | Path | None, stack: ExitS
     if data.held_out is not None and not any(data.held_out in note for note in notes):
         notes.append(f"no split to validate on: {data.held_out}")
     schedule, epoch = count_iterations(recipe, train_data, resumed)
-    if resumed is None and (note := first_look(train_data)):
-        notes.append(note)
+    if resumed is None:
+        notes += first_look(train_data)
 
     model, processor = make_model(recipe, train_data, resumed, notes)
     if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
@@ -292,7 +292,9 @@ def make_model(
     if resumed is None and recipe.model.pretrained is not None:
         load_pretrained(model, recipe.model.pretrained)
     if recipe.model.lora_rank is not None:
-        add_adapters(model, recipe.model.lora_rank, recipe.model.lora_alpha)
+        base = recipe.model.checkpoint or recipe.model.backbone
+        assert base is not None  # as the recipe has been checked
+        add_adapters(model, base, recipe.model.lora_rank, recipe.model.lora_alpha)
     if resting := freeze(model, recipe):
         notes.append(f"do not learn, as `loss` takes the logits alone: {', '.join(resting)}")
     return model, processor
