@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from offseg_hf.export.runtime import require
+from offseg_hf.utils.extras import require
 
 
 def convert_to_openvino(source: Path, target: Path, facts: Mapping[str, str]) -> None:
@@ -14,7 +14,7 @@ def convert_to_openvino(source: Path, target: Path, facts: Mapping[str, str]) ->
         target: where to write.
         facts: metadata, below `offseg_hf` in the runtime information.
     """
-    openvino = require("openvino")
+    openvino = require("openvino", "export")
     network = openvino.convert_model(source)
     for name, value in facts.items():
         network.set_rt_info(value, ["offseg_hf", name])
