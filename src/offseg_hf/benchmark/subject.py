@@ -131,6 +131,7 @@ def _convert(source: Path, output: Path) -> None:
         convert_to_openvino(source / FILES[Format.onnx][0], folder / FILES[Format.openvino][0], {})
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         config.format = Format.openvino
+        config.batch_size = None if config.size is None else 1
         config.save_pretrained(folder)
         AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
 

@@ -84,8 +84,8 @@ class ExportOptions:
 
     @property
     def takes_batches(self) -> bool:
-        """Return whether the graph is for any number of images: not where it is compiled, nor in a page."""
-        return self.format != Format.aotinductor and not self.web
+        """Return whether the graph is for any number of images of its size: where that takes no longer for one."""
+        return self.format in (Format.onnx, Format.torch) and not self.web
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
