@@ -17,6 +17,7 @@ from offseg_hf.benchmark.worker import Runner, Task
 from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
 from tests.cli.running import assert_one_line, offseg
+from tests.tiny import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,14 @@ def test_ways():
     assert [(way.runtime, way.precision) for way in ways_of(model, int8)] == [("onnx", "int8"), ("openvino", "int8")]
     gpu = BenchmarkOptions(devices=["cuda"], runtimes=[Runtime.eager, Runtime.onnx])
     assert [(way.precision, way.device) for way in ways_of(model, gpu)] == [(name, "cuda") for name in Precision][:3]
-    exported = Subject("exported", "exported", exported=(Format.onnx, Precision.fp16))
-    assert [(way.runtime, way.precision) for way in ways_of(exported)] == [("onnx", "fp16")]
+    programs = BenchmarkOptions(devices=["cpu"], runtimes=[Runtime.torch, Runtime.aotinductor])
+    assert [(way.runtime, way.precision) for way in ways_of(model, programs)] == [
+        ("torch", "fp32"),
+        ("aotinductor", "fp32"),
+    ]
+    for format, precision in [*((format, Precision.fp32) for format in Format), (Format.onnx, Precision.fp16)]:
+        exported = Subject("exported", "exported", exported=(format, precision))
+        assert [(way.runtime, way.precision) for way in ways_of(exported)] == [(format, precision)]
 
 
 def test_models_without_weights_are_built(model, tmp_path):
@@ -140,6 +147,35 @@ def test_every_runtime(model, photo, tmp_path):
     assert (onnx / "model.onnx").stat().st_mtime == written
     int8 = offseg(*command, "--runtime", "onnx", "--precision", "int8")
     assert int8.returncode == 1 and "int8 needs photos to calibrate with" in int8.stdout
+
+
+@pytest.mark.slow
+def test_programs_of_pytorch(model, photo, tmp_path):
+    """Of a model, and as a folder that was exported: what `torch.export` has made, with the model's labels."""
+    command = ("benchmark", "--photos", photo, "--threads", "1", "--runs", "1", "--json", tmp_path / "figures.json")
+    runtimes = ("--runtime", "eager", "--runtime", "torch")
+    result = offseg(*command, model, *runtimes, "--output", tmp_path / "kept")
+    assert result.returncode == 0, result.stderr
+    eager, program = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert (eager["runtime"], program["runtime"]) == ("eager", "torch") and program["equal_labels"] > 0.99
+    (exported,) = (tmp_path / "kept").glob("*/torch-fp32")
+    result = offseg(*command, exported)
+    assert result.returncode == 0, result.stderr
+    (alone,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert (alone["runtime"], alone["precision"], alone["model"]) == ("torch", "fp32", str(exported))
+
+
+@pytest.mark.slow
+def test_masks_in_other_runtimes(photo, tmp_path):
+    """The export for OpenVINO, which is made of the one for ONNX Runtime, is one of masks."""
+    tiny_model("mask2former", 0).save_pretrained(tmp_path / "model")
+    tiny_processor("mask2former").save_pretrained(tmp_path / "model")
+    options = BenchmarkOptions((Runtime.eager, Runtime.onnx, Runtime.openvino), [Precision.fp32], ["cpu"], 1, 1)
+    report = benchmark([str(tmp_path / "model")], options=options, photos=[photo], exports=tmp_path / "kept")
+    assert not report.left_out
+    assert [each.equal_labels > 0.99 for each in report.measurements[1:]] == [True, True]
+    kept = [subject_of(str(path), tmp_path) for path in sorted((tmp_path / "kept").glob("*/*-fp32"))]
+    assert [each.exported for each in kept] == [(Format.onnx, Precision.fp32), (Format.openvino, Precision.fp32)]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from offseg_hf.export import Format, Precision
 from offseg_hf.export.end_to_end import open_end_to_end
 from offseg_hf.export.export import ExportOptions, export_model
 from offseg_hf.export.onnx import quantize
-from offseg_hf.export.runtime import open_network
+from offseg_hf.export.runtime import Network, open_network
 from offseg_hf.inference.segmenter import Segmenter
 from tests.cli.running import offseg
 from tests.small_model import save_small_model
@@ -74,7 +74,8 @@ def test_the_folder_is_complete(folder, format):
     assert not report["generated"] and report["image"] == report["size"] == [64, 64] and report["megabytes"] > 0.1
     assert min(report[f"{each}_{figure}"] for each in ("torch", "runtime") for figure in ("ms", "memory_mb")) > 0
     card = (folder / format / "README.md").read_text()
-    assert "fp32" in card and "one image of 64x64" in card and "% of labels are equal" in card
+    number = "any number of images" if format == "onnx" else "one image"
+    assert "fp32" in card and f"{number} of 64x64" in card and "% of labels are equal" in card
 
 
 def test_both_are_evaluated_on_a_data_set(folder):
@@ -132,6 +133,29 @@ def test_label_maps_are_those_of_the_model(folder, format):
         photo = Image.open(path)
         assert (ours(photo) == theirs(photo)).mean() > 0.999
     assert theirs.model.num_parameters() == ours.model.num_parameters() > 0
+
+
+@every_format
+def test_images_together(folder, format):
+    """At once where the graph takes any number, else one by one: the same for each."""
+    model, images, seen = Segmenter(folder / format).model, torch.randn(3, 3, 64, 64), []
+    network = model.network
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        seen.append(len(pixels))
+        return network.run(pixels)
+
+    model.network = Network(run, network.computes_in)
+    takes_any = format == "onnx"
+    assert model.config.batch_size == (None if takes_any else 1)
+    together = model(images).logits
+    model.config.batch_size = 1  # as of folders from before
+    one_by_one = model(images).logits
+    assert seen == ([3] if takes_any else [1] * 3) + [1] * 3
+    with torch.no_grad():
+        expected = Segmenter(folder / "model").model(images).logits
+    for logits in (together, one_by_one):
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_commands_take_it(folder, tmp_path):

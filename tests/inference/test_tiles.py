@@ -19,7 +19,7 @@ from torch import nn
 from transformers import BatchFeature
 
 from offseg_hf.data.scenes.street import render_scene
-from offseg_hf.export.export import export_model
+from offseg_hf.export.export import ExportOptions, export_model
 from offseg_hf.inference.files import plan
 from offseg_hf.inference.outputs import Classes, LargePictures
 from offseg_hf.inference.rasters import ArrayPicture, label_map_writer
@@ -365,6 +365,17 @@ def test_an_exported_model(folder, segmenter, tmp_path):
         photo = render_scene(0, sides)[0]
         expected = label_map_by_tiles(photo, segmenter, TileOptions(64, 0))
         assert (label_map_by_tiles(photo, exported) == expected).mean() > 0.999
+
+
+@pytest.mark.slow
+def test_an_exported_model_of_any_size(folder, segmenter, tmp_path):
+    """Its tiles are those of the model."""
+    export_model(folder, tmp_path / "exported", options=ExportOptions(dynamic=True))
+    exported, photo = Segmenter(tmp_path / "exported", device="cpu"), render_scene(0, (300, 200))[0]
+    assert TileOptions().sizes(exported) == ((1024, 1024), 128)
+    for options in (SMALL, TileOptions(tile=128, overlap=32, batch_size=2)):
+        same = label_map_by_tiles(photo, exported, options) == label_map_by_tiles(photo, segmenter, options)
+        assert same.mean() > 0.999
 
 
 SCRIPT = """

@@ -11,3 +11,5 @@ class Runtime(StrEnum):
     compiled = "compiled"  # PyTorch, `torch.compile` of the fused model, or of the model where it cannot be fused
     onnx = "onnx"
     openvino = "openvino"
+    torch = "torch"  # PyTorch, a program of `torch.export`
+    aotinductor = "aotinductor"  # PyTorch, that program compiled by AOTInductor

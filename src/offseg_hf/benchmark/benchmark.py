@@ -22,9 +22,10 @@ from offseg_hf.benchmark.subject import Subject, export_subject, subject_of
 from offseg_hf.benchmark.worker import Task
 from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
-from offseg_hf.export.export import PRECISIONS
-from offseg_hf.export.runtime import RUNTIMES, require
+from offseg_hf.export.export import PACKAGES, PRECISIONS
+from offseg_hf.export.runtime import RUNTIMES
 from offseg_hf.inference.files import read_photo
+from offseg_hf.utils.extras import require
 from offseg_hf.utils.texts import one_line
 
 
@@ -286,8 +287,8 @@ def _source_of(way: Way, photos: Sequence[Path], exports: Path, progress: Callab
     """Return the folder, or the name on the Hub, that a worker loads."""
     if way.runtime not in RUNTIMES or way.subject.exported is not None:
         return way.subject.source
-    for package in ("onnx", "onnxscript", RUNTIMES[Format(way.runtime)]):
-        require(package)
+    for package in PACKAGES[Format(way.runtime)]:
+        require(package, "export")
     progress(f"exporting {way.label}")
     # A file in bf16 is that of fp32: it is the runtime that rounds.
     precision = Precision.fp32 if way.precision == Precision.bf16 else way.precision

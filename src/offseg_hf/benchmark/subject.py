@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 from offseg_hf.export import Format, Precision
 from offseg_hf.export.export import ExportOptions, export_model
 from offseg_hf.export.openvino import convert_to_openvino
-from offseg_hf.export.runtime import FILES, ExportedConfig
+from offseg_hf.export.runtime import FILES, ExportedConfig, ExportedUniversalConfig
 from offseg_hf.inference.files import read_photo
 from offseg_hf.utils.files import file_digests, new_folder
 from offseg_hf.zoo.presets import PRESETS, nearest_presets
@@ -72,7 +72,7 @@ def subject_of(name: str, folder: Path) -> Subject:
         raise ValueError(
             f"no model at {name}: no such preset{nearest_presets(name)}, no folder of a model, and the Hub gives none"
         ) from error
-    if settings.get("model_type") == ExportedConfig.model_type:
+    if settings.get("model_type") in (ExportedConfig.model_type, ExportedUniversalConfig.model_type):
         return Subject(name, name, exported=(Format(settings["format"]), Precision(settings["precision"])))
     return Subject(name, name)
 
@@ -129,8 +129,9 @@ def _convert(source: Path, output: Path) -> None:
     """Make the folder of an OpenVINO export of that of an ONNX export."""
     with new_folder(output, overwrite=True) as folder:
         convert_to_openvino(source / FILES[Format.onnx][0], folder / FILES[Format.openvino][0], {})
-        config = ExportedConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         config.format = Format.openvino
+        config.batch_size = None if config.size is None else 1
         config.save_pretrained(folder)
         AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
 

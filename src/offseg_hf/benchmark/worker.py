@@ -21,9 +21,10 @@ from transformers import BatchFeature
 from offseg_hf.benchmark import Runtime
 from offseg_hf.benchmark.machine import reset_peak, resident_bytes
 from offseg_hf.export import Format, Precision
-from offseg_hf.export.runtime import FILES, RUNTIMES, open_network, require
+from offseg_hf.export.runtime import FILES, RUNTIMES, open_network
 from offseg_hf.inference.files import read_photo
 from offseg_hf.inference.segmenter import Segmenter
+from offseg_hf.utils.extras import require
 from offseg_hf.utils.texts import one_line
 
 
@@ -80,8 +81,8 @@ class Runner:
 
     def __init__(self, task: Task):
         exported = task.runtime in RUNTIMES
-        if exported:
-            require(RUNTIMES[Format(task.runtime)])  # before memory is looked at: importing it is not the model's
+        if exported:  # before memory is looked at: importing it is not the model's
+            require(RUNTIMES[Format(task.runtime)], "export")
         before, start = resident_bytes(), time.perf_counter()
         self.segmenter = Segmenter(task.source, task.device, torch.float32 if exported else DTYPES[task.precision])
         computes_in = str(task.precision)

@@ -11,7 +11,8 @@ from offseg_hf.export.runtime import FILES
 def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     """Write the card of an exported folder, by its report."""
     size = report["size"]
-    taken = "any number of images of any size" if size is None else f"one image of {size[1]}x{size[0]}"
+    number = "any number of images" if report["batch_size"] is None else "one image"
+    taken = f"{number} of {'any size' if size is None else f'{size[1]}x{size[0]}'}"
     files = " and ".join(f"`{file}`" for file in FILES[report["format"]])
     lines = [
         f"# {report['model']}, exported",

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from offseg_hf.export.runtime import open_session, require
+from offseg_hf.export.runtime import open_session
+from offseg_hf.utils.extras import require
 
 
 FILE = "end_to_end.onnx"
@@ -36,7 +37,7 @@ def write_end_to_end(
         num_labels: of the network.
         facts: metadata.
     """
-    onnx = require("onnx")
+    onnx = require("onnx", "export")
     types, node = onnx.TensorProto, onnx.helper.make_node
     model = onnx.load(source)
     graph, label_type = model.graph, types.UINT8 if num_labels <= 256 else types.UINT16

@@ -31,12 +31,12 @@ from offseg_hf.export.runtime import (
     ExportedForSemanticSegmentation,
     ExportedForUniversalSegmentation,
     ExportedMixin,
-    require,
 )
-from offseg_hf.export.trace import trace
+from offseg_hf.export.trace import takes_batches, trace
 from offseg_hf.export.web.page import check_page, write_page
 from offseg_hf.inference.files import read_photo
 from offseg_hf.inference.segmenter import Segmenter
+from offseg_hf.utils.extras import require
 from offseg_hf.utils.files import new_folder
 
 
@@ -71,7 +71,7 @@ class ExportOptions:
     Args:
         format: of the file.
         precision: that it computes in.
-        dynamic: for any number of images of any size, instead of one image of the size that the first photo gives.
+        dynamic: for images of any size, instead of that which the first photo gives.
         end_to_end: write `end_to_end.onnx` too, a graph from a photo's pixels to its labels.
         web: whether to write a page that runs it in a browser, and a folder for transformers.js, beside it.
     """
@@ -81,6 +81,11 @@ class ExportOptions:
     dynamic: bool = False
     end_to_end: bool = False
     web: bool = False
+
+    @property
+    def takes_batches(self) -> bool:
+        """Return whether the graph is for any number of images of its size: where that takes no longer for one."""
+        return self.format in (Format.onnx, Format.torch) and not self.web
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
@@ -134,7 +139,7 @@ def export_model(
     """
     options.check()
     for package in PACKAGES[options.format]:
-        require(package)
+        require(package, "export")
     if options.precision == Precision.int8 and len(photos) < 2:
         raise ValueError("int8 needs photos to calibrate with: pass two or more, as the model is to see (--photos)")
     segmenter = Segmenter(model, "cpu")
@@ -157,7 +162,9 @@ def export_model(
         )
         network = segmenter.network
         assert isinstance(network, nn.Module)
-        program = trace(network, exported_class.outputs, example, dynamic=options.dynamic)
+        program = trace(
+            network, exported_class.outputs, example, dynamic=options.dynamic, batches=options.takes_batches
+        )
         _write(program, folder, exported_class.outputs, options, facts, islice(seen, CALIBRATION_IMAGES))
         config = segmenter.model.config
         size = None if options.dynamic else list(example.shape[-2:])
@@ -165,6 +172,7 @@ def export_model(
             format=options.format,
             precision=options.precision,
             size=size,
+            batch_size=None if takes_batches(program) else 1,
             num_channels=example.shape[1],
             num_parameters=segmenter.model.num_parameters(),
             source=json.loads(facts["source"]),
@@ -176,11 +184,14 @@ def export_model(
         exported_config.save_pretrained(folder)
         segmenter.processor.save_pretrained(folder)
         images = [torch.randn(batch, example.shape[1], *side) for batch, *side in CHECKED_SIZES if options.dynamic]
+        if size is not None and exported_config.batch_size is None:
+            images.append(torch.cat([example.flip(3), example]))
         report: dict[str, Any] = {
             "model": str(model),
             "format": options.format,
             "precision": options.precision,
             "size": size,
+            "batch_size": exported_config.batch_size,
             "offseg_hf": __version__,
             "photos": len(pictures),
             "generated": not photos,

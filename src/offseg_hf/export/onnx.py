@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from offseg_hf.export.runtime import require
 from offseg_hf.export.trace import quiet
+from offseg_hf.utils.extras import require
 
 
 OPSET = 20  # the first with GELU
@@ -33,7 +33,7 @@ def export_onnx(
     Raises:
         ValueError: for a network with an operator that ONNX does not have.
     """
-    require("onnxscript")
+    require("onnxscript", "export")
     try:
         with quiet(), torch.no_grad():
             exported = torch.onnx.export(
@@ -60,8 +60,10 @@ def _simplify(model: Any) -> None:
     those patterns themselves.
     """
     from onnxscript.optimizer import fold_constants_ir
+    from onnxscript.rewriter import RewritePass
+    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 
-    passes = require("onnx_ir.passes.common")
+    passes = require("onnx_ir.passes.common", "export")
 
     passes.InlinePass()(model)
     fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=FOLDED_INPUT, output_size_limit=FOLDED_OUTPUT)
@@ -70,6 +72,7 @@ def _simplify(model: Any) -> None:
         passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RewritePass([fuse_batchnorm_into_conv_rule]),  # of models without `fuse`: int8 would leave norms in float32
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.OutputFixPass(),
@@ -80,7 +83,7 @@ def _simplify(model: Any) -> None:
 
 def to_half(path: Path) -> None:
     """Turn the weights and the arithmetic of a file into fp16; images and logits stay float32."""
-    onnx = require("onnx")
+    onnx = require("onnx", "export")
     with _converters():
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -128,7 +131,7 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
 def _converters() -> Iterator[None]:
     """Let modules of onnxruntime.transformers find each other: they add their folder to the search path, for good."""
     before = list(sys.path)
-    sys.path.append(str(Path(require("onnxruntime").__file__).parent / "transformers"))
+    sys.path.append(str(Path(require("onnxruntime", "export").__file__).parent / "transformers"))
     try:
         yield
     finally:

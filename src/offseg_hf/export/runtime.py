@@ -6,7 +6,6 @@ evaluate` take an exported folder as they take a model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from offseg_hf.export import Format
 from offseg_hf.models.configuration_offset import AnyBase
 from offseg_hf.models.modeling_offset_mask2former import OffsetMask2FormerForUniversalSegmentationOutput
 from offseg_hf.models.modeling_utils import SemanticSegmentationMixin
+from offseg_hf.utils.extras import require
 
 
 # As pip and Python name them.
@@ -40,20 +40,6 @@ FILES = {
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-def require(module: str) -> Any:
-    """Import a package that only exported models need; say how to install it if it is missing.
-
-    Raises:
-        ValueError: says what to type.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        raise ValueError(f'this needs {error.name}, which is not installed: pip install "offseg-hf[export]"') from None
-
-
 @strict
 class ExportedConfig(PreTrainedConfig):
     r"""Configuration of an exported model.
@@ -64,6 +50,8 @@ class ExportedConfig(PreTrainedConfig):
         What the network computes in.
     size (`list[int]`, *optional*, defaults to `[512, 512]`):
         Height and width of the only images that the network takes; `None` for one that takes any.
+    batch_size (`int`, *optional*, defaults to 1):
+        How many images the network takes at once; `None` for one that takes any number, as those of any size do.
     num_channels (`int`, *optional*, defaults to 3):
         Of the images.
     num_parameters (`int`, *optional*, defaults to 0):
@@ -80,6 +68,7 @@ class ExportedConfig(PreTrainedConfig):
     format: str = "onnx"
     precision: str = "fp32"
     size: list[int] | tuple[int, ...] | None = (512, 512)
+    batch_size: int | None = 1
     num_channels: int = 3
     num_parameters: int = 0
     source: dict | None = None
@@ -149,7 +138,7 @@ class ExportedMixin(AnyBase):
         Raises:
             ValueError: for images of another size than the only one.
         """
-        size = self.config.size
+        size, number = self.config.size, self.config.batch_size
         if size is not None and tuple(pixel_values.shape[-2:]) != tuple(size):
             raise ValueError(
                 f"this model was exported for images of {size[0]} x {size[1]} (height x width), got "
@@ -157,7 +146,8 @@ class ExportedMixin(AnyBase):
                 "again, for any size (--dynamic) or with a photo of this size (--photos)"
             )
         images = pixel_values.to("cpu", torch.float32)
-        parts = [self.network.run(part.numpy()) for part in (images.split(1) if size else [images])]
+        parts = images.split(number) if size and number else [images]
+        parts = [self.network.run(part.numpy()) for part in parts]
         return [torch.from_numpy(np.concatenate(each)).to(pixel_values.device) for each in zip(*parts)]
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -254,7 +244,7 @@ def open_network(path: Path, format: str, precision: str) -> Network:
 
 def open_session(path: Path) -> Any:
     """Open a file in ONNX Runtime, with as many threads as torch has."""
-    onnxruntime = require("onnxruntime")
+    onnxruntime = require("onnxruntime", "export")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
@@ -262,7 +252,7 @@ def open_session(path: Path) -> Any:
 
 
 def _open_openvino(path: Path, precision: str) -> Network:
-    openvino = require("openvino")
+    openvino = require("openvino", "export")
     # On newer processors OpenVINO would compute in bf16 unless it is told.
     hint = "bf16" if precision == "bf16" else "f32"
     settings = {

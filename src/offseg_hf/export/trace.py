@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Outputs(nn.Module):
 
 
 def trace(
-    model: nn.Module, outputs: Sequence[str], example: Tensor, *, dynamic: bool = False
+    model: nn.Module, outputs: Sequence[str], example: Tensor, *, dynamic: bool = False, batches: bool = False
 ) -> torch.export.ExportedProgram:
     """Trace a model.
 
@@ -38,22 +38,39 @@ def trace(
         outputs: names of those that are wanted.
         example: an image (1, channels, height, width), of the size that the graph is for.
         dynamic: the graph is for any number of images of any size.
+        batches: the graph is for any number of images of that size, where the model can be traced so.
 
     Raises:
         ValueError: for a model that cannot be traced.
     """
-    any_side = torch.export.Dim.DYNAMIC
-    sizes = {"pixel_values": dict.fromkeys((0, 2, 3), any_side)} if dynamic else None
     if dynamic:
         batch, *size = ANY_EXAMPLE
-        example = torch.rand(batch, example.shape[1], *size)
+        return _trace(model, outputs, torch.rand(batch, example.shape[1], *size), (0, 2, 3))
+    if batches:
+        with suppress(ValueError):
+            return _trace(model, outputs, example.expand(ANY_EXAMPLE[0], -1, -1, -1).contiguous(), (0,))
+    return _trace(model, outputs, example, ())
+
+
+def takes_batches(program: torch.export.ExportedProgram) -> bool:
+    """Return whether a graph is for any number of images."""
+    (images,) = (node for node in program.graph.nodes if node.name == "pixel_values")
+    return not isinstance(images.meta["val"].shape[0], int)
+
+
+def _trace(
+    model: nn.Module, outputs: Sequence[str], example: Tensor, any_axes: Sequence[int]
+) -> torch.export.ExportedProgram:
+    """Trace a model of an example some of whose axes may have any length."""
+    sizes = {"pixel_values": dict.fromkeys(any_axes, torch.export.Dim.DYNAMIC)} if any_axes else None
     try:
         with quiet(), plain_attention(model), torch.no_grad():
             return torch.export.export(
                 Outputs(model, outputs).eval(), (), {"pixel_values": example}, dynamic_shapes=sizes
             )
     except Exception as error:  # of the tracer and of the model: they have no base in common
-        what = "images of any size: export it for one, without --dynamic" if dynamic else "other runtimes"
+        is_of_any_size = len(any_axes) > 1
+        what = "images of any size: export it for one, without --dynamic" if is_of_any_size else "other runtimes"
         raise ValueError(f"this model cannot be exported for {what}") from error
 
 

@@ -84,7 +84,8 @@ class TileOptions:
 
 def is_of_one_size(segmenter: Segmenter) -> bool:
     """Return whether a model was exported, for images of one size."""
-    return segmenter.model.config.model_type == "exported_segmenter"
+    config = segmenter.model.config
+    return config.model_type.startswith("exported_") and config.size is not None
 
 
 @dataclass(frozen=True)
