@@ -66,7 +66,7 @@ def test_what_is_fitted(data, segformer, tmp_path):
     recipe, lines = fit_recipe(asked(data, segformer, "schedule.epochs=5"), tmp_path / "run")
     assert recipe.augmentation.crop_size == recipe.augmentation.scale == (64, 64)
     assert (recipe.training.batch_size, recipe.schedule.epochs, recipe.training.evaluation_interval) == (4, 5, None)
-    assert recipe.optimizer.learning_rate == pytest.approx(6e-5 / 2) and recipe.optimizer.head_multiplier == 10
+    assert recipe.optimizer.learning_rate == pytest.approx(1e-4 / 2) and recipe.optimizer.head_multiplier == 20
     assert (recipe.training.ema_decay, recipe.training.patience) == (0.999, 10)
     assert recipe.loss == () and recipe.written >= {"schedule.epochs"}
     assert [line.partition(":")[0] for line in lines] == ["data", "size", "length", "learning", "loss"]

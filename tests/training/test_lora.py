@@ -124,11 +124,11 @@ def test_it_goes_on_bitwise(in_process, models, data, tmp_path):
         )
 
 
-def test_adapters_learn_as_fast_as_the_head(models, data, tmp_path):
+def test_adapters_learn_faster_than_an_encoder(models, data, tmp_path):
     settings = [f"data.source={data}", f"model.checkpoint={models / 'segformer'}", "model.lora_rank=4"]
     recipe, lines = fit_recipe(settings, tmp_path / "run")
-    assert recipe.optimizer.encoder_multiplier == recipe.optimizer.head_multiplier == 10
-    assert "0.0003 for adapters in the encoder (LoRA, rank 4)" in lines[3]
+    assert (recipe.optimizer.encoder_multiplier, recipe.optimizer.head_multiplier) == (10, 20)
+    assert "0.0005 for adapters in the encoder (LoRA, rank 4)" in lines[3]
 
 
 def test_what_does_not_go_with_adapters(models, data):

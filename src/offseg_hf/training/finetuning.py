@@ -44,6 +44,7 @@ CROP_PIXELS = 512  # side of the largest crop, of models that take any size
 SIZE_DIVISOR = 32
 RARE = 0.1  # of the share that a class would have if all had the same
 LARGEST_WEIGHT = 10.0
+ADAPTERS = 10.0  # times the rate of an encoder: they begin anew
 # Of models that predict masks, as Mask2Former and EoMT are trained; other models have what is in the recipe.
 OF_MASKS = {
     "learning_rate": 1e-4,
@@ -178,8 +179,8 @@ def fit(recipe: Recipe, facts: Facts, config: PreTrainedConfig, processor: BaseI
     length = recipe.schedule.in_iterations(epoch).length
     masks = type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     optimizer: dict[str, Any] = dict(OF_MASKS) if masks else {}
-    if recipe.model.lora_rank is not None:  # adapters begin anew, as the head
-        optimizer["encoder_multiplier"] = optimizer.get("head_multiplier", recipe.optimizer.head_multiplier)
+    if recipe.model.lora_rank is not None:
+        optimizer["encoder_multiplier"] = optimizer.get("head_multiplier", ADAPTERS)
     base = optimizer.get("learning_rate", recipe.optimizer.learning_rate)
     optimizer["learning_rate"] = float(f"{base * math.sqrt(batch / BATCHES[-1]):.2g}")
     fitted: dict[str, Any] = {
