@@ -50,7 +50,7 @@ def test_fine_tuning_and_what_goes_on(in_process, dinov2, tmp_path):
     settings = asked(data, dinov2, "schedule.epochs=2", "model.freeze=encoder", "training.ema_decay=null")
     recipe, lines = fit_recipe(settings, tmp_path / "run")
     assert recipe.augmentation.mean == (127.5,) * 3 and recipe.augmentation.crop_size == (64, 64)
-    assert "the encoder frozen" in lines[3] and recipe.optimizer.head_multiplier == 10
+    assert "the encoder frozen" in lines[3] and recipe.optimizer.head_multiplier == 20
     train(recipe, tmp_path / "run")
     best = tmp_path / "run" / "best"
     model = AutoModelForSemanticSegmentation.from_pretrained(best)
@@ -107,8 +107,8 @@ def test_multipliers_are_those_of_encoder_and_head(dinov2, tmp_path):
     multipliers = {name: rest for name, *rest in parameter_multipliers(model, load_recipe(FINETUNE, settings))}
     assert multipliers["encoder.layernorm.weight"] == [0.5, 0.0]
     assert multipliers["encoder.embeddings.patch_embeddings.projection.weight"] == [0.5, 1.0]
-    assert multipliers["feature_pyramid.levels.0.0.weight"] == [10.0, 1.0]
-    assert multipliers["offset_learning.class_representation"] == [10.0, 1.0]
+    assert multipliers["feature_pyramid.levels.0.0.weight"] == [20.0, 1.0]
+    assert multipliers["offset_learning.class_representation"] == [20.0, 1.0]
 
 
 @pytest.mark.parametrize("freezes", [False, True])
