@@ -62,7 +62,8 @@ docs: $(VENV)/docs-installed  ## Build the site of docs/ into build/site; a warn
 benchmark: $(VENV)/installed  ## Time OffSeg beside the official arithmetic and SegFormer
 	$(BIN)/python scripts/benchmark/speed.py
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# The command's module is copied, even if the package is read from src.
+$(VENV)/installed: pyproject.toml constraints.txt src/offseg_command.py
 	@test -n "$(PYTHON)" || { echo "offseg-hf needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Installing offseg-hf and the tested versions of its dependencies into $(VENV) (once, some minutes)"
 	$(PYTHON) -m venv $(VENV)

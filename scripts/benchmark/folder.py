@@ -23,6 +23,7 @@ from measure import in_fresh_process, interleaved_medians, machine, markdown_tab
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil, pipeline
 
+from offseg_command import SPINS
 from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImageProcessor
 from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.inference.files import Job, plan, read_photo, segment
@@ -77,7 +78,11 @@ def peer(folder: Path, number: int) -> None:
         draw_overlay(photo.convert("RGB"), label_map, names, palette).save(folder / "overlay.png", compress_level=1)
 
 
-WAYS = {"offseg segment, OffSeg-T": ours, "transformers' pipeline, SegFormer-B0": peer}
+# With the variables that the command sets for itself.
+WAYS = {
+    "offseg segment, OffSeg-T": (ours, {"GOMP_SPINCOUNT": SPINS}),
+    "transformers' pipeline, SegFormer-B0": (peer, {}),
+}
 
 
 def steps(folder: Path, repeats: int) -> dict[str, float]:
@@ -119,9 +124,10 @@ def main(
     torch.set_num_threads(threads)
     if measure is not None:
         way, folder, number = json.loads(measure)
-        WAYS[way](Path(folder), 1)  # imports, and the first use of everything
+        function, _ = WAYS[way]
+        function(Path(folder), 1)  # imports, and the first use of everything
         start = time.perf_counter()
-        WAYS[way](Path(folder), number + 1)
+        function(Path(folder), number + 1)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps([seconds, peak]))
@@ -131,9 +137,9 @@ def main(
         write_photos(folder / "photos", max(photos, peer_photos) + 1)
         save_models(folder)
         rows = []
-        for way, number in zip(WAYS, (photos, peer_photos), strict=True):
+        for (way, (_, variables)), number in zip(WAYS.items(), (photos, peer_photos), strict=True):
             order = [way, str(folder), number]
-            seconds, peak = json.loads(in_fresh_process(__file__, order, allocator_returns_memory=False))
+            seconds, peak = json.loads(in_fresh_process(__file__, order, variables))
             rows.append([way, number, f"{number / seconds:.3f}", f"{seconds / number:.2f}", f"{peak / 2**20:.0f}"])
             print(*rows[-1], sep=" | ", file=sys.stderr)
         print(markdown_table(["", "photos", "photos per second", "seconds per photo", "peak memory, MB"], rows))

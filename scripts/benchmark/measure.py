@@ -41,19 +41,22 @@ def peak_memory(function: Callable[[], object]) -> int:
     return resident_bytes(peak=True) - base
 
 
-def in_fresh_process(script: str, order: list, allocator_returns_memory: bool = True) -> str:
+# By which glibc gives back what is freed, as `peak_memory` wants it.
+RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+
+
+def in_fresh_process(script: str, order: list, environment: Mapping[str, str] = RETURNS_MEMORY) -> str:
     """Return the last line that a script prints which is told, by `--measure`, what to measure.
 
     Args:
         script: its file; it has the options `--threads` and `--measure`.
         order: what to measure, of what JSON can hold.
-        allocator_returns_memory: as `peak_memory` wants it.
+        environment: variables that it has, beside this process's own.
     """
     import torch
 
     command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--measure", json.dumps(order)]
-    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "131072"} if allocator_returns_memory else {})
-    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
     return output.splitlines()[-1]
 
 

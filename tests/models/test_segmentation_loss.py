@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from offseg_hf.models.modeling_utils import segmentation_loss
+from tests.sizes import sizes_of_results
 
 
 SIZES = [((8, 11), (32, 44)), ((16, 11), (37, 50)), ((9, 9), (9, 9)), ((20, 12), (10, 7)), ((1, 5), (6, 20))]
@@ -67,15 +68,7 @@ def test_in_functional_transforms():
 
 def test_all_classes_at_all_pixels_are_never_there():
     logits, labels = torch.randn(1, 150, 32, 32, requires_grad=True), torch.randint(150, (1, 128, 128))
-    sizes = []
-
-    class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, arguments=(), options=None):
-            result = function(*arguments, **(options or {}))
-            sizes.extend([result.numel()] if isinstance(result, torch.Tensor) else [])
-            return result
-
-    with Sizes():
+    with sizes_of_results() as sizes:
         loss = segmentation_loss(logits, labels, 255, None, 150 * 128 * 8)
     loss.backward()
     assert max(sizes) <= max(150 * 128 * 8, logits.numel())

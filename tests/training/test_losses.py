@@ -11,6 +11,7 @@ from offseg_hf.models.modeling_utils import sum_over_bands, upsampled_bands
 from offseg_hf.training import losses
 from offseg_hf.training.losses import LOSSES, build_loss
 from offseg_hf.training.recipe import LOSS_SETTINGS, LossRecipe
+from tests.sizes import sizes_of_results
 
 
 IGNORED = 9
@@ -161,15 +162,7 @@ def test_gradients_of_bands(bands_of_two_rows, kind, settings):
 def test_all_classes_at_all_pixels_are_never_there(bands_of_two_rows, kind):
     logits = torch.randn(2, CLASSES, 4, 4, requires_grad=True)
     labels = torch.randint(CLASSES, (2, 64, 9))
-    sizes = []
-
-    class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, arguments=(), options=None):
-            result = function(*arguments, **(options or {}))
-            sizes.extend([result.numel()] if isinstance(result, torch.Tensor) else [])
-            return result
-
-    with Sizes():
+    with sizes_of_results() as sizes:
         loss = LOSSES[kind](logits, labels, IGNORED)
     loss.backward()
     assert max(sizes) <= max(2 * CLASSES * 9 * 2, labels.numel()) and logits.grad.any()

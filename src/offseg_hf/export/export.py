@@ -83,8 +83,8 @@ class ExportOptions:
     web: bool = False
 
     @property
-    def takes_batches(self) -> bool:
-        """Return whether the graph is for any number of images of its size: where that takes no longer for one."""
+    def batches(self) -> bool:
+        """Return whether the graph is to take any number of images of its size: where that takes no longer for one."""
         return self.format in (Format.onnx, Format.torch) and not self.web
 
     def check(self) -> None:
@@ -162,9 +162,7 @@ def export_model(
         )
         network = segmenter.network
         assert isinstance(network, nn.Module)
-        program = trace(
-            network, exported_class.outputs, example, dynamic=options.dynamic, batches=options.takes_batches
-        )
+        program = trace(network, exported_class.outputs, example, dynamic=options.dynamic, batches=options.batches)
         _write(program, folder, exported_class.outputs, options, facts, islice(seen, CALIBRATION_IMAGES))
         config = segmenter.model.config
         size = None if options.dynamic else list(example.shape[-2:])
