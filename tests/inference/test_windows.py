@@ -59,3 +59,37 @@ def test_images_of_a_batch_have_their_own_sizes_and_windows():
         scores = scores[:, : size[0], : size[1]]
         scores = F.interpolate(scores[None], size=target, mode="bilinear", align_corners=False)[0]
         assert (label_map == scores.argmax(dim=0)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["smooth", "steep", "noise", "constant"])
+@pytest.mark.parametrize("target", [(60, 91), (149, 203), (31, 40)])
+def test_classes_that_cannot_win_change_nothing_when_left_out(kind, target, monkeypatch):
+    """Of 40 classes a few win anywhere; the others are not even interpolated, and no label differs."""
+    generator = torch.Generator().manual_seed(len(kind))
+    size, steepness = (60, 91), {"steep": 30.0, "constant": 0.0}.get(kind, 1.0)
+    coarse = steepness * torch.randn(1, 40, 4, 5, generator=generator)
+    scores = F.interpolate(coarse, size=(15, 23), mode="bicubic")[0]
+    if kind == "noise":
+        scores = torch.randn(40, 15, 23, generator=generator)
+    scores[6:] -= 4.0 * (1 + steepness)
+    image = AveragedWindows(size)
+    for top, left, bottom, right in sliding_windows(*size, 32, 21).tolist():
+        part = scores[:, top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)]
+        crop = F.interpolate(part[None], size=(8, 8), mode="bilinear")[0]
+        image.add(slice(top, bottom), slice(left, right), crop + 0.1 * torch.randn(40, 1, 1, generator=generator))
+    asked, rows = [], AveragedWindows.rows
+    monkeypatch.setattr(AveragedWindows, "rows", lambda self, *args: asked.append(args[2:]) or rows(self, *args))
+    label_map = image.label_map(target)
+    assert max(len(classes[0]) for classes in asked) <= 10
+    everything = torch.cat([rows(image, top, min(top + 9, 60)) for top in range(0, 60, 9)], dim=1)
+    expected = F.interpolate(everything[None], size=target, mode="bilinear")[0]
+    given = expected.gather(0, label_map[None])[0]
+    torch.testing.assert_close(given, expected.amax(dim=0), rtol=0, atol=1e-5 * max(1.0, steepness))
+
+
+def test_what_is_not_a_number_leaves_no_class_out():
+    scores = torch.randn(40, 8, 8, generator=torch.Generator().manual_seed(0))
+    scores[3, 5, 5] = torch.nan
+    image = AveragedWindows((32, 32))
+    image.add(slice(0, 32), slice(0, 32), scores)
+    assert torch.equal(image.label_map((32, 32)), image.rows(0, 32).max(dim=0).indices)

@@ -15,6 +15,12 @@ from offseg_hf.models.image_operations import upsampled_argmax_of_rows, upsample
 from offseg_hf.models.modeling_utils import window_logits
 
 
+# Columns of which is asked together which classes can win there: some strides of the networks here.
+COLUMNS_OF_BLOCK = 16
+# Above this share of the classes, leaving out the others takes as long as it saves.
+MOST_CONTENDERS = 0.75
+
+
 def label_maps_of_windows(
     network: Callable[[Tensor], Tensor],
     pixel_values: Tensor,
@@ -66,17 +72,21 @@ class AveragedWindows:
         """Take the logits (classes, any height, any width) of the window at some rows and columns."""
         self.windows.append((rows, columns, logits.float().contiguous()))
 
-    def rows(self, begin: int, end: int) -> Tensor:
-        """Return the scores of the rows from `begin` to `end` (exclusive): (classes, end - begin, width), float32."""
+    def rows(self, begin: int, end: int, classes: Tensor | None = None) -> Tensor:
+        """Return the scores of the rows from `begin` to `end` (exclusive): (classes, end - begin, width), float32.
+
+        Of all classes, or of those with some indices.
+        """
         width = max(columns.stop for _, columns, _ in self.windows)
-        logits = self.windows[0][2]
-        total = logits.new_zeros((len(logits), end - begin, width))
-        count = logits.new_zeros((end - begin, width))
+        number = len(self.windows[0][2]) if classes is None else len(classes)
+        total = self.windows[0][2].new_zeros((number, end - begin, width))
+        count = total.new_zeros((end - begin, width))
         for rows, columns, logits in self.windows:
             first, last = max(begin, rows.start), min(end, rows.stop)
             if first < last:
                 size = (rows.stop - rows.start, columns.stop - columns.start)
                 seen = slice(first - begin, last - begin)
+                logits = logits if classes is None else logits[classes]
                 total[:, seen, columns] += upsampled_rows(logits, size, first - rows.start, last - rows.start)
                 count[seen, columns] += 1
         if (count != 1).any():
@@ -85,7 +95,8 @@ class AveragedWindows:
 
     def label_map(self, size: tuple[int, int]) -> Tensor:
         """Return the class of every pixel, int64, at another size (height, width), usually that of the photo."""
-        return upsampled_argmax_of_rows(self.rows, self.shape, size, self.windows[0][2].device)
+        device = self.windows[0][2].device
+        return upsampled_argmax_of_rows(self.rows, self.shape, size, device, contenders=self._contenders)
 
     def confidence(self, label_map: Tensor) -> Tensor:
         """Return how probable the class of every pixel of a label map is, from 0 to 1: `confidence_of_rows`."""
@@ -110,6 +121,40 @@ class AveragedWindows:
                 total[:, seen[0], seen[1]] += upsampled_at(logits, window_size, *places)
                 count[seen[0], seen[1]] += 1
         return _interpolated(total.div_(count), (low, high, down), (left, right, along))
+
+    def _contenders(self, begin: int, end: int) -> Tensor | None:
+        """Return the classes that could be the best anywhere between two rows; None if nearly all could.
+
+        An interpolated score is between those around it, and an average between those of the windows. So a class is
+        out where another one's least score is above its largest. This is asked of blocks of columns, each of which
+        has the first column of the next one too: whatever is interpolated again lies in one of them.
+        """
+        logits = self.windows[0][2]
+        starts = torch.arange(0, self.size[1], COLUMNS_OF_BLOCK, device=logits.device)
+        stops = (starts + COLUMNS_OF_BLOCK).clamp(max=self.size[1] - 1)  # inclusive
+        largest = logits.new_full((len(logits), len(starts)), -torch.inf)
+        least = logits.new_full((len(logits), len(starts)), torch.inf)
+        for rows, columns, logits in self.windows:
+            top, bottom = max(begin, rows.start), min(end, rows.stop) - 1
+            seen = ((starts < columns.stop) & (stops >= columns.start)).nonzero()[:, 0]
+            if top > bottom or not len(seen):
+                continue
+            places = torch.tensor([top, bottom]) - rows.start
+            first, last = _span(logits.shape[1], rows.stop - rows.start, *places)
+            part = logits[:, first : last + 1]
+            left, right = _span(
+                logits.shape[2],
+                columns.stop - columns.start,
+                starts[seen].clamp(min=columns.start) - columns.start,
+                stops[seen].clamp(max=columns.stop - 1) - columns.start,
+            )
+            steps = torch.arange(int((right - left).max()) + 1, device=logits.device)
+            index = torch.minimum(left[:, None] + steps, right[:, None])
+            largest[:, seen] = torch.maximum(largest[:, seen], part.amax(dim=1)[:, index].amax(dim=2))
+            least[:, seen] = torch.minimum(least[:, seen], part.amin(dim=1)[:, index].amin(dim=2))
+        could_win = (~(largest < least.amax(dim=0))).any(dim=1)  # what is not a number excludes none
+        classes = could_win.nonzero()[:, 0]
+        return classes if len(classes) <= MOST_CONTENDERS * len(could_win) else None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -160,6 +205,12 @@ def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: T
     (y, *vertical), (x, *horizontal) = axes
     needed = scores.index_select(1, y.to(scores.device)).index_select(2, x.to(scores.device)).float()
     return _interpolated(needed, vertical, horizontal)
+
+
+def _span(old: int, new: int, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scores, first and last of them, that pixels from `first` to `last` of an axis lie between."""
+    low, high = (((place.double() + 0.5) * (old / new) - 0.5).clamp(0, old - 1) for place in (first, last))
+    return low.floor().long(), high.ceil().long()
 
 
 def _neighbors(old: int, new: int, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

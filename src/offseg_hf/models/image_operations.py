@@ -408,11 +408,12 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], band_values: int = B
 
 
 def upsampled_argmax_of_rows(
-    read_rows: Callable[[int, int], Tensor],
+    read_rows: Callable[..., Tensor],
     shape: tuple[int, int, int],
     size: tuple[int, int],
     device: torch.device,
     band_values: int = BAND_VALUES,
+    contenders: Callable[[int, int], Tensor | None] | None = None,
 ) -> Tensor:
     """Return what `upsampled_argmax` does, of scores that are computed band by band.
 
@@ -423,6 +424,8 @@ def upsampled_argmax_of_rows(
         size: (height, width) of the label map.
         device: of the scores and the label map.
         band_values: how many scores are worked on at a time.
+        contenders: tells which classes can win between two rows, of which alone `read_rows` is then asked, as a third
+            argument: int64 in their order, or None for all.
 
     Returns:
         Label map, int64, of `size`.
@@ -437,7 +440,9 @@ def upsampled_argmax_of_rows(
         band_rows = rows.between(top, bottom)
         if not len(band_rows.low):
             continue
-        band = read_rows(top, min(bottom + 1, height)).float()
+        part = (top, min(bottom + 1, height))
+        names = contenders(*part) if contenders else None
+        band = (read_rows(*part) if names is None else read_rows(*part, names)).float()
         target = label_map[band_rows.first : band_rows.first + len(band_rows.low)]
         if size == (height, width):
             target.copy_(band[:, : len(target)].max(dim=0).indices)
@@ -445,6 +450,8 @@ def upsampled_argmax_of_rows(
             _fill_by_cells(band, band_rows, columns, target)
         else:
             _fill_whole(band, band_rows, columns, target)
+        if names is not None:
+            target.copy_(names[target])
     return label_map
 
 
