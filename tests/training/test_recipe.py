@@ -1,6 +1,7 @@
 """The recipes against the official configurations; reading, inheriting, overriding and refusing them."""
 
 import json
+import os
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from offseg_hf.training.checkpoint import require_same_recipe
-from offseg_hf.training.recipe import LossRecipe, ModelRecipe, Recipe, load_recipe
+from offseg_hf.training.recipe import DataRecipe, LossRecipe, ModelRecipe, Recipe, load_recipe
 from offseg_hf.training.values import described
 from offseg_hf.zoo.presets import PRESETS
 
@@ -483,3 +484,16 @@ def test_the_recipe_of_finetuning_is_no_preset():
     assert (recipe.schedule.iterations, recipe.schedule.epochs, recipe.training.patience) == (9, None, 10)
     with pytest.raises(ValueError, match="expected preset, checkpoint or backbone, got none"):
         load_recipe("finetune", ["data.source=y"])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that ties processes to cores")
+def test_reads_with_no_more_processes_than_cores():
+    cores = os.sched_getaffinity(0)
+    data = DataRecipe("data", num_workers=1000)
+    try:
+        assert data.workers == len(cores)
+        os.sched_setaffinity(0, {min(cores)})
+        assert data.workers == 1
+        assert replace(data, num_workers=0).workers == 0
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -69,12 +69,12 @@ class Batches(Iterator[tuple[Inputs, float]]):
             NamedSamples(self._samples),
             batch_size=self.size,
             sampler=self._sampler,
-            num_workers=recipe.data.num_workers,
+            num_workers=recipe.data.workers,
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
         self._batches = iter(loader)
-        if recipe.data.num_workers:  # nothing public ends workers while an error of theirs still holds the iterator
+        if recipe.data.workers:  # nothing public ends workers while an error of theirs still holds the iterator
             stack.callback(self._batches._shutdown_workers)  # type: ignore[attr-defined]
 
     def __next__(self) -> tuple[Inputs, float]:

@@ -203,7 +203,7 @@ def evaluate(training: Training, run: Run, interruption: Interruption) -> bool:
             training.processor,
             training.validation_data,
             accelerator=training.accelerator,
-            workers=training.recipe.data.num_workers,
+            workers=training.recipe.data.workers,
             sink=Sink(metric_for(training.validation_data), run.evaluating),
         )
     is_best = training.progress.add_evaluation(result["mIoU"])

@@ -163,7 +163,7 @@ class DataRecipe:
         label_column: Column of the label maps, if it is not `label`.
         labels: The classes, if they do not come with the data: ade, cityscapes, cocostuff, context59 or a
             classes.json.
-        num_workers: Processes that read and augment, per process that trains.
+        num_workers: Processes that read and augment, per process that trains; at most one for each core.
     """
 
     source: str
@@ -183,6 +183,12 @@ class DataRecipe:
         share = self.validation_share
         require(share is None or 0 < share <= 0.5, "a validation_share above 0 and up to 0.5, or null", share)
         require(self.num_workers >= 0, "num_workers of 0 or more", self.num_workers)
+
+    @property
+    def workers(self) -> int:
+        """Return `num_workers`, or the number of cores that this process may use if that is less."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(self.num_workers, cores)
 
     def data_source(self) -> DataSource:
         """Return where the data is, and how it is read."""
