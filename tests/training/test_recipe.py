@@ -489,7 +489,7 @@ def test_the_recipe_of_finetuning_is_no_preset():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that ties processes to cores")
 def test_reads_with_no_more_processes_than_cores():
     cores = os.sched_getaffinity(0)
-    data = DataRecipe("data", num_workers=1000)
+    data = DataRecipe(source="data", num_workers=1000)
     try:
         assert data.workers == len(cores)
         os.sched_setaffinity(0, {min(cores)})
