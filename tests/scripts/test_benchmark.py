@@ -51,3 +51,16 @@ def test_macs_are_those_of_convolutions_and_products():
     assert count_macs(lambda: images[0, 0] @ images[0, 0].T) == 10 * 10 * 12
     attention = torch.nn.functional.scaled_dot_product_attention
     assert count_macs(lambda: attention(query, query, query)) == 2 * 2 * 6 * 6 * 4
+
+
+@pytest.mark.slow
+def test_photo():
+    script = ROOT / "scripts" / "benchmark" / "photo.py"
+    run = run_script(script, "--size", "48", "64", "--repeats", "1", "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    header, _, *rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if line.startswith("|")]
+    assert header == ["48x64, s", "whole", "least", "prepare", "model", "masks"]
+    assert [name for name, *_ in rows] == ["OffSeg-T", "OffSeg-T, fused", *(f"SegFormer-B{n}" for n in range(3))]
+    for _, *figures in rows:
+        whole, least, *steps = map(float, figures)
+        assert 0 < least <= whole and sum(steps) <= whole + 0.02

@@ -1,0 +1,119 @@
+"""From a photo to its masks: `pipeline("image-segmentation")` with OffSeg-T beside SegFormer-B0, B1 and B2.
+
+    python scripts/benchmark/photo.py                      # 512x683; a few minutes on two quiet cores
+    python scripts/benchmark/photo.py --size 3000 4000 --repeats 3
+
+Seconds for the whole, and of it for the steps of the pipeline: what prepares the photo, the model (of ours with the
+label map), and what makes masks. Medians of interleaved runs in one process; 150 classes. A generated scene and random
+weights: a network's time does not depend on them, that of the label map does, and here many classes win somewhere,
+which is what takes longest. `--model` measures trained ones of this package instead.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+from measure import machine, markdown_table
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    Pipeline,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+    pipeline,
+)
+
+from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImageProcessor
+from offseg_hf.data.scenes.street import render_scene
+
+
+SEGFORMERS = {
+    "B0": {},
+    "B1": {"hidden_sizes": [64, 128, 320, 512]},
+    "B2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
+}
+STEPS = {"preprocess": "prepare", "forward": "model", "postprocess": "masks"}
+
+
+def pipelines(models: list[str]) -> dict[str, Pipeline]:
+    """Return what is compared."""
+    torch.manual_seed(0)
+    pairs: dict[str, tuple] = {}
+    for name in models or ["OffSeg-T"]:
+        model, processor = (
+            (AutoModelForSemanticSegmentation.from_pretrained(name), AutoImageProcessor.from_pretrained(name))
+            if models
+            else (OffSegForSemanticSegmentation(OffSegConfig.from_size("t", num_labels=150)), OffSegImageProcessor())
+        )
+        pairs[name] = (model.eval(), processor)
+        pairs[f"{name}, fused"] = (model.eval().fuse(), processor)
+    for size, options in SEGFORMERS.items():
+        model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=150, **options))
+        pairs[f"SegFormer-{size}"] = (model.eval(), SegformerImageProcessorPil())
+    return {
+        name: pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")
+        for name, (model, processor) in pairs.items()
+    }
+
+
+def timed(find: Pipeline, seconds: dict[str, list[float]]) -> None:
+    """Let the steps of a pipeline note the seconds that they take."""
+
+    def noting(function: Callable, step: str) -> Callable:
+        def call(*args, **kwargs):
+            begin = time.perf_counter()
+            result = function(*args, **kwargs)
+            seconds[step].append(time.perf_counter() - begin)
+            return result
+
+        return call
+
+    for method, step in STEPS.items():
+        setattr(find, method, noting(getattr(find, method), step))
+
+
+def main(
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the photo.")] = (512, 683),
+    model: Annotated[list[str] | None, typer.Option(help="Folders in place of OffSeg-T.")] = None,
+    repeats: Annotated[int, typer.Option(min=1)] = 9,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Print the medians of all pipelines."""
+    torch.set_num_threads(threads)
+    photo = render_scene(0)[0].resize(size[::-1], Image.Resampling.BICUBIC)
+    compared = pipelines(model or [])
+    seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in compared}
+    for name, find in compared.items():
+        find(photo)
+        timed(find, seconds[name])
+    for _ in range(repeats):
+        for name, find in compared.items():
+            begin = time.perf_counter()
+            find(photo)
+            seconds[name]["whole"].append(time.perf_counter() - begin)
+    header = [f"{size[0]}x{size[1]}, s", "whole", "least", *STEPS.values()]
+    print(
+        markdown_table(
+            header,
+            [
+                [
+                    name,
+                    f"{median(found['whole']):.2f}",
+                    f"{min(found['whole']):.2f}",
+                    *(f"{median(found[step]):.2f}" for step in STEPS.values()),
+                ]
+                for name, found in seconds.items()
+            ],
+        )
+    )
+    print(f"\n{machine()}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
