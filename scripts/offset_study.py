@@ -87,36 +87,39 @@ def report(
 ) -> None:
     """Compare each arm with the plain one, seed by seed."""
     found = {
-        f"{of.title}, {table.title}": results
-        for table in TABLES.values()
-        for name, of in ARCHITECTURES.items()
+        (name, question): results
+        for question, table in TABLES.items()
+        for name in ARCHITECTURES
         if (results := results_of(runs / name, table))
     }
     if not found:
         raise ValueError(f"{runs}: expected runs in folders by architecture ({', '.join(ARCHITECTURES)}), got none")
     output.mkdir(parents=True, exist_ok=True)
-    figures = {title: {name: summary(of) for name, of in row.items()} for title, row in found.items()}
+    figures = {", ".join(key): {data: summary(of) for data, of in row.items()} for key, row in found.items()}
     (output / "results.json").write_text(json.dumps(figures, indent=1) + "\n")
-    draw_differences(found).savefig(output / "differences.png")
+    draw_differences({"\n".join(key): row for key, row in found.items()}).savefig(output / "differences.png")
     page = output / "README.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-    sections = [section(title, name, of) for title, row in found.items() for name, of in row.items()]
+    sections = [
+        section(ARCHITECTURES[name].title, data, of) for (name, _), row in found.items() for data, of in row.items()
+    ]
     page.write_text(with_tables(text, "\n\n".join(sections)), encoding="utf-8")
     print(page.read_text(encoding="utf-8"))
 
 
 def results_of(folder: Path, table: Table) -> dict[str, DataSetResults]:
     """Return the results of a table by data set, where there is something to compare."""
-    found = {path.name: DataSetResults(list(read_runs(path)), table) for path in sorted(folder.glob("*/"))}
+    folders = sorted(path for path in folder.glob("*") if path.is_dir())
+    found = {path.name: DataSetResults(list(read_runs(path)), table) for path in folders}
     return {name: results for name, results in found.items() if results.others}
 
 
-def section(title: str, name: str, results: DataSetResults) -> str:
+def section(architecture: str, data_set: str, results: DataSetResults) -> str:
     """Return all that is said of a table of a data set, in Markdown."""
     data = summary(results)
     height, width = data["size"]
     parts = [
-        f"## {title}, {name}",
+        f"## {architecture}, {results.table.title}: {data_set}",
         f"{len(results.classes)} classes, {data['photos']} photos to test on, {width}x{height}; mIoU in %, "
         "differences in points:",
         main_table(results),

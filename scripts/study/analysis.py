@@ -311,9 +311,7 @@ def draw_differences(rows: Mapping[str, Mapping[str, DataSetResults]]) -> Figure
     with chart_style():
         size = (4.2 * len(columns) + 1.6, 0.4 * sum(heights) + 0.8 * len(rows))
         figure = Figure(size, dpi=DPI, layout="constrained")
-        all_axes = figure.subplots(
-            len(rows), len(columns), sharex="col", sharey="row", squeeze=False, height_ratios=heights
-        )
+        all_axes = figure.subplots(len(rows), len(columns), sharey="row", squeeze=False, height_ratios=heights)
         for row_axes, (title, row) in zip(all_axes, rows.items(), strict=True):
             for axes, name in zip(row_axes, columns, strict=True):
                 if name in row:
@@ -334,11 +332,12 @@ def draw_differences(rows: Mapping[str, Mapping[str, DataSetResults]]) -> Figure
 
 def _draw(axes: Axes, results: DataSetResults, arms: Sequence[str]) -> None:
     """Draw the arms of a table, one below the other."""
-    for row, (arm, color) in enumerate(zip(arms, distinct_colors(len(arms)), strict=True)):
+    colors = dict(zip(ARMS, distinct_colors(len(ARMS)), strict=True))
+    for row, arm in enumerate(arms):
         if arm not in results.others:
             continue
         difference = results.differences[arm, results.table.reference]["mIoU"]
-        style: dict[str, Any] = {"color": tuple(x / 255 for x in color)}
+        style: dict[str, Any] = {"color": tuple(x / 255 for x in colors[arm])}
         axes.plot(difference.over_photos, (row + 0.22,) * 2, **style, linewidth=1.5, alpha=0.6)
         if difference.over_seeds:
             axes.plot(difference.over_seeds, (row,) * 2, **style, linewidth=3, alpha=0.5)

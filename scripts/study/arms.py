@@ -76,14 +76,12 @@ class Table:
         arms: All of them; the others are compared with the first.
         pairs: What else is compared, and with what.
         origin: What all go on from.
-        asked: The arm that is looked at closely.
     """
 
     title: str
     arms: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...] = ()
     origin: str | None = None
-    asked: str | None = None
 
     @property
     def reference(self) -> str:
@@ -115,7 +113,6 @@ TABLES = {
         (PLAIN, "offsets", "control", "offsets-slow", "class", "feature"),
         pairs=(("offsets", "control"), ("class", "control"), ("class", "offsets"), ("offsets-slow", "offsets")),
         origin=BASE,
-        asked="offsets",
     ),
     "new-head": Table("a new head", (BASE, "norm", "paper", "zero-slow", "zero-slow-no-norm", "last-quarter")),
 }

@@ -301,9 +301,14 @@ def test_command(runs, folder, tmp_path):
     assert shown.returncode == 0, shown.stderr
     text, figures = page.read_text(), json.loads((tmp_path / "results.json").read_text())
     assert text.startswith("# Before\n") and text.endswith("-->\nAfter\n")
-    going_on, new_head = (figures[f"{MLP.title}, {table.title}"]["scenes"] for table in TABLES.values())
-    for found, pair in ((going_on, "offsets - plain"), (going_on, "offsets - control"), (new_head, "paper - base")):
-        assert f"**{found['differences'][pair]['mIoU']['mean']:+.2f}**" in text
+    going_on, new_head = (figures[f"lite0-mlp, {table}"]["scenes"] for table in TABLES)
+    results = {name: DataSetResults(list(read_runs(runs.output)), table) for name, table in TABLES.items()}
+    for table, pair in (("warm-start", ("offsets", PLAIN)), ("warm-start", ("offsets", "control")),
+                        ("new-head", ("paper", BASE))):  # fmt: skip
+        difference = results[table].differences[pair]["mIoU"].mean
+        assert f"**{difference:+.2f}**" in text
+        written = figures[f"lite0-mlp, {table}"]["scenes"]["differences"][" - ".join(pair)]["mIoU"]
+        assert written["mean"] == pytest.approx(difference, abs=1e-3)
     assert (len(going_on["runs"]), len(new_head["runs"])) == (8, 4) and (tmp_path / "differences.png").is_file()
 
 
