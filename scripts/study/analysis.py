@@ -1,4 +1,4 @@
-"""What the runs say: differences between arms and the plain one, seed by seed, and how sure they are.
+"""What the runs say: differences between two arms, seed by seed, and how sure they are.
 
 Two intervals of 95 %, as two things vary. That of Student's t is over the seeds: other trainings, tested on the same
 photos. That of the bootstrap is over the photos: other photos, of the same trainings.
@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 from benchmark.measure import markdown_table
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offseg_hf.data.label_sets import distinct_colors
 from offseg_hf.evaluation.comparison import statistics
 from offseg_hf.evaluation.image_counts import PerImage
 from offseg_hf.visualization.style import DPI, chart_style
-from study.arms import ARMS, PLAIN
-from study.runs import BASE, SCORES, Run
+from study.arms import ARMS, Table
+from study.runs import SCORES, Run
 
 
 DRAWS, SEED = 2000, 0
@@ -31,7 +33,7 @@ TITLES = {"mIoU": "mIoU", "mBoundaryIoU": "Boundary mIoU", "aAcc": "pixel accura
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's score minus that of the plain one, in percentage points.
+    """A score of an arm minus that of another, in percentage points.
 
     Args:
         by_seed: Of each seed.
@@ -49,31 +51,34 @@ class Difference:
     @property
     def over_seeds(self) -> tuple[float, float] | None:
         """The ends of the t interval; None of a single seed."""
-        number = len(self.by_seed)
-        if number < 2:
-            return None
-        half = STUDENT_T[min(number - 1, len(STUDENT_T)) - 1] * stdev(self.by_seed.values()) / number**0.5
-        return self.mean - half, self.mean + half
+        return t_interval(list(self.by_seed.values()))
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the ends of the t interval of the mean of values; None of a single one."""
+    number = len(values)
+    if number < 2:
+        return None
+    half = STUDENT_T[min(number - 1, len(STUDENT_T)) - 1] * stdev(values) / number**0.5
+    return mean(values) - half, mean(values) + half
 
 
 class DataSetResults:
-    """The runs of one data set: of each arm the seeds that the plain one has too.
+    """The runs of a table, of one architecture and data set: of each arm the seeds that the reference has too.
 
     Args:
-        runs: All that there are.
+        runs: All that there are, of other tables too.
+        table: Which one.
     """
 
-    def __init__(self, runs: Sequence[Run]):
-        self.runs = {(run.arm, run.seed): run for run in runs}
-        self.seeds = sorted(seed for arm, seed in self.runs if arm == PLAIN)
-        if not self.seeds:
-            raise ValueError(f"expected runs of {PLAIN}, which all are compared with; found {sorted(self.runs)}")
-        self.arms = [arm for arm in ARMS if self.seeds_of(arm)]
-        self.first = self.runs[PLAIN, self.seeds[0]]
-        self.classes: list[str] = self.first.record["data"]["classes"]
+    def __init__(self, runs: Sequence[Run], table: Table):
+        self.table = table
+        self.runs = {(run.arm, run.seed): run for run in runs if run.arm in (*table.arms, table.origin)}
+        self.seeds = sorted(seed for arm, seed in self.runs if arm == table.reference)
+        self.arms = [arm for arm in table.arms if self.seeds_of(arm)]
 
     def seeds_of(self, arm: str) -> list[int]:
-        """Return the seeds of an arm that the plain one has too."""
+        """Return the seeds of an arm that the reference has too."""
         return [seed for seed in self.seeds if (arm, seed) in self.runs]
 
     @cached_property
@@ -85,19 +90,37 @@ class DataSetResults:
         """Return a score of every seed, in %."""
         return {seed: 100 * self.runs[arm, seed].record[score] for seed in self.seeds_of(arm)}
 
+    @property
+    def first(self) -> Run:
+        """The reference's first run."""
+        return self.runs[self.table.reference, self.seeds[0]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, in the order of their ids."""
+        return self.first.record["data"]["classes"]
+
+    @property
+    def others(self) -> list[str]:
+        """The arms that are compared with the reference."""
+        return self.arms[1:]
+
     @cached_property
-    def differences(self) -> dict[str, dict[str, Difference]]:
-        """By arm and score; the photos drawn are the same for all."""
+    def differences(self) -> dict[tuple[str, str], dict[str, Difference]]:
+        """By the two arms and score; the photos drawn are the same for all."""
         drawn, found = self._drawn(), {}
-        for arm in self.arms:
-            if arm == PLAIN:
+        pairs = [(arm, self.table.reference) for arm in self.others]
+        pairs += [pair for pair in self.table.pairs if set(pair) <= set(self.arms)]
+        for arm, other in pairs:
+            seeds = [seed for seed in self.seeds_of(arm) if (other, seed) in self.runs]
+            if not seeds:
                 continue
-            found[arm] = {}
+            found[arm, other] = {}
             for score in SCORES:
-                plain = self.scores(PLAIN, score)
-                by_seed = {seed: value - plain[seed] for seed, value in self.scores(arm, score).items()}
-                of_draws = [drawn[arm, seed][score] - drawn[PLAIN, seed][score] for seed in by_seed]
-                found[arm][score] = Difference(by_seed, _interval(np.mean(of_draws, axis=0)))
+                ours, theirs = self.scores(arm, score), self.scores(other, score)
+                of_draws = [drawn[arm, seed][score] - drawn[other, seed][score] for seed in seeds]
+                by_seed = {seed: ours[seed] - theirs[seed] for seed in seeds}
+                found[arm, other][score] = Difference(by_seed, _interval(np.mean(of_draws, axis=0)))
         return found
 
     def _drawn(self) -> dict[tuple[str, int], dict[str, np.ndarray]]:
@@ -114,20 +137,41 @@ class DataSetResults:
                     found[key][score].append(100 * drawn[score][:, 0])
         return {key: {score: np.concatenate(parts) for score, parts in of.items()} for key, of in found.items()}
 
-    def class_ious(self, arm: str, seeds: Sequence[int]) -> np.ndarray:
-        """Return the mean IoU of each class in %, (classes,), over seeds."""
-        return np.mean([100 * statistics(self.tables[arm, seed])["IoU"][0] for seed in seeds], axis=0)
+    def class_ious(self, arm: str, seed: int) -> np.ndarray:
+        """Return the IoU of each class in %, (classes,); NaN of those that are nowhere."""
+        return 100 * statistics(self.tables[arm, seed])["IoU"][0]
 
-    def accuracy_by_classes_in_photo(self, arm: str) -> Iterator[tuple[str, int, float]]:
-        """Yield, for photos with few, some and many classes: how many, photos, and what an arm has more of pixels."""
-        labeled, seeds = self.tables[PLAIN, self.seeds[0]].labeled, self.seeds_of(arm)
-        number = (labeled > 0).sum(axis=1)
+    def class_gains(self, arm: str) -> np.ndarray:
+        """Return what an arm has more of IoU than the reference, (seeds, classes)."""
+        reference = self.table.reference
+        return np.stack([self.class_ious(arm, seed) - self.class_ious(reference, seed) for seed in self.seeds_of(arm)])
+
+    @cached_property
+    def labeled(self) -> np.ndarray:
+        """The pixels of each class in each photo, (photos, classes)."""
+        return self.tables[self.table.reference, self.seeds[0]].labeled
+
+    def class_groups(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield rare, middling and common classes, a third of those in the labels each: what they are, and which."""
+        pixels = self.labeled.sum(axis=0)
+        order = np.argsort(pixels)[(pixels == 0).sum() :]
+        for name, part in zip(("rarest", "middle", "commonest"), np.array_split(order, 3), strict=True):
+            shares = 100 * pixels[part] / pixels.sum()
+            yield f"{name} {len(part)}, {shares.min():.2g} to {shares.max():.2g} % of the pixels", part
+
+    def photo_groups(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield photos with few, some and many classes: what they are, and which."""
+        number = (self.labeled > 0).sum(axis=1)
         low, high = np.quantile(number, (1 / 3, 2 / 3))
         for part in (number <= low, (number > low) & (number <= high), number > high):
             if part.any():
-                hits = {key: tables.hits[part].sum() for key, tables in self.tables.items()}
-                gain = np.mean([100 * (hits[arm, seed] - hits[PLAIN, seed]) for seed in seeds]) / labeled[part].sum()
-                yield f"{number[part].min()} to {number[part].max()}", int(part.sum()), float(gain)
+                yield f"{number[part].min()} to {number[part].max()} classes, {part.sum()} photos", part
+
+    def accuracy_gains(self, arm: str, photos: np.ndarray) -> np.ndarray:
+        """Return what an arm has more of pixel accuracy than the reference in some photos, (seeds,)."""
+        hits = {key: tables.hits[photos].sum() for key, tables in self.tables.items()}
+        more = [hits[arm, seed] - hits[self.table.reference, seed] for seed in self.seeds_of(arm)]
+        return 100 * np.array(more) / self.labeled[photos].sum()
 
 
 def summary(results: DataSetResults) -> dict:
@@ -136,7 +180,7 @@ def summary(results: DataSetResults) -> dict:
         **{name: results.first.record[name] for name in ("data", "recipe", "size")},
         "photos": len(results.first.counts),
         "differences": {
-            arm: {
+            f"{arm} - {other}": {
                 score: {
                     "by_seed": {seed: round(value, 3) for seed, value in difference.by_seed.items()},
                     "mean": round(difference.mean, 3),
@@ -145,7 +189,7 @@ def summary(results: DataSetResults) -> dict:
                 }
                 for score, difference in of.items()
             }
-            for arm, of in results.differences.items()
+            for (arm, other), of in results.differences.items()
         },
         "runs": [
             {
@@ -159,62 +203,79 @@ def summary(results: DataSetResults) -> dict:
 
 
 def main_table(results: DataSetResults) -> str:
-    """Write, in Markdown, mIoU of each arm by seed, and what it has more than the plain one."""
-    seeds = results.seeds
+    """Write, in Markdown, mIoU of each arm by seed, and what it has more than the others."""
+    table, seeds = results.table, results.seeds
     header = ["", *(f"seed {seed}" for seed in seeds), "mean", "difference", "over seeds", "over photos"]
     rows = []
-    for arm in (BASE, *results.arms):
+    for arm in results.arms if table.origin is None else (table.origin, *results.arms):
         scores = results.scores(arm, "mIoU")
-        cells = ["", "", ""]
-        if arm in results.differences:
-            difference = results.differences[arm]["mIoU"]
-            cells = [f"**{difference.mean:+.2f}**", _written(difference.over_seeds), _written(difference.over_photos)]
-        title = ARMS[arm].title if arm in ARMS else "what all go on from"
         by_seed = (f"{scores[seed]:.2f}" if seed in scores else "" for seed in seeds)
-        rows.append([title, *by_seed, f"{mean(scores.values()):.2f}", *cells])
+        title = "what all go on from" if arm == table.origin else ARMS[arm].title
+        cells = _cells(results.differences.get((arm, table.reference)))
+        rows.append([title, *by_seed, f"{mean(scores.values()):.2f}" if scores else "", *cells])
+    for (arm, other), difference in results.differences.items():
+        if other != table.reference:
+            of_seeds = difference["mIoU"].by_seed
+            by_seed = (f"{of_seeds[seed]:+.2f}" if seed in of_seeds else "" for seed in seeds)
+            rows.append([f"*{arm}* minus *{other}*", *by_seed, "", *_cells(difference)])
     return markdown_table(header, rows)
+
+
+def _cells(difference: Mapping[str, Difference] | None) -> tuple[str, str, str]:
+    if difference is None:
+        return "", "", ""
+    of = difference["mIoU"]
+    return f"**{of.mean:+.2f}**", _written(of.over_seeds), _written(of.over_photos)
 
 
 def score_table(results: DataSetResults) -> str:
     """Write, in Markdown, the differences in all scores, with the interval over seeds."""
-    header = ["difference from plain", *(TITLES[score] for score in SCORES), "pairs ahead, mIoU", "worst pair"]
+    header = ["", *(TITLES[score] for score in SCORES), "pairs ahead, mIoU", "worst pair"]
     rows = []
-    for arm, of in results.differences.items():
+    for (arm, other), of in results.differences.items():
         cells = [f"{of[score].mean:+.2f} {_written(of[score].over_seeds)}".strip() for score in SCORES]
         values = of["mIoU"].by_seed.values()
         ahead = f"{sum(value > 0 for value in values)} of {len(values)}"
-        rows.append([ARMS[arm].title, *cells, ahead, f"{min(values):+.2f}"])
+        rows.append([f"*{arm}* minus *{other}*", *cells, ahead, f"{min(values):+.2f}"])
     return markdown_table(header, rows)
 
 
 def class_table(results: DataSetResults) -> str:
-    """Write, in Markdown, the IoU of each class and the differences of the arms from the plain one, means of seeds."""
-    others = list(results.differences)
-    plain = results.class_ious(PLAIN, results.seeds)
-    labeled = results.tables[PLAIN, results.seeds[0]].labeled
+    """Write, in Markdown, the IoU of each class and the differences of the arms, means of seeds."""
+    reference = results.table.reference
+    theirs = np.mean([results.class_ious(reference, seed) for seed in results.seeds], axis=0)
+    gains = {arm: results.class_gains(arm).mean(axis=0) for arm in results.others}
+    labeled = results.labeled
     shares, photos = labeled.sum(axis=0) / labeled.sum(), (labeled > 0).mean(axis=0)
-    differences = {
-        arm: results.class_ious(arm, seeds) - results.class_ious(PLAIN, seeds)
-        for arm, seeds in ((arm, results.seeds_of(arm)) for arm in others)
-    }
     rows = [
         [
             name,
             f"{100 * shares[index]:.1f} %",
             f"{100 * photos[index]:.0f} %",
-            f"{plain[index]:.1f}",
-            *(f"{differences[arm][index]:+.1f}" for arm in others),
+            f"{theirs[index]:.1f}",
+            *(f"{of[index]:+.1f}" for of in gains.values()),
         ]
         for index, name in enumerate(results.classes)
         if labeled[:, index].any()
     ]
-    return markdown_table(["class", "of the pixels", "of the photos", PLAIN, *others], rows)
+    return markdown_table(["class", "of the pixels", "of the photos", reference, *gains], rows)
 
 
-def photo_table(results: DataSetResults, arm: str) -> str:
-    """Write, in Markdown, where an arm gains: in photos with few, some and many classes."""
-    rows = [[classes, number, f"{gain:+.2f}"] for classes, number, gain in results.accuracy_by_classes_in_photo(arm)]
-    return markdown_table(["classes in a photo", "photos", f"pixel accuracy, {arm} - {PLAIN}"], rows)
+def where_table(results: DataSetResults) -> str:
+    """Write, in Markdown, where the arms gain: in IoU of rare and common classes, in accuracy of simple photos."""
+    rows = [
+        [f"IoU: {title}", *(_of_seeds(results.class_gains(arm)[:, part].mean(axis=1)) for arm in results.others)]
+        for title, part in results.class_groups()
+    ]
+    rows += [
+        [f"accuracy: {title}", *(_of_seeds(results.accuracy_gains(arm, part)) for arm in results.others)]
+        for title, part in results.photo_groups()
+    ]
+    return markdown_table(["", *results.others], rows)
+
+
+def _of_seeds(gains: np.ndarray) -> str:
+    return f"{gains.mean():+.2f} {_written(t_interval(gains.tolist()))}".strip()
 
 
 def statistics_table(results: DataSetResults) -> str:
@@ -238,35 +299,53 @@ def statistics_table(results: DataSetResults) -> str:
     return markdown_table([*header, "representation", "class offset"], rows)
 
 
-def draw_differences(all_results: Mapping[str, DataSetResults]) -> Figure:
-    """Draw a data set beside another: of every arm the seeds, their mean, and both intervals."""
-    arms = [arm for arm in ARMS if any(arm in results.differences for results in all_results.values())]
-    colors = {arm: tuple(x / 255 for x in color) for arm, color in zip(arms, distinct_colors(len(arms)), strict=True)}
+def draw_differences(rows: Mapping[str, Mapping[str, DataSetResults]]) -> Figure:
+    """Draw, of every arm, the seeds, their mean, and both intervals.
+
+    Args:
+        rows: By what stands before a row of the picture, and by data set.
+    """
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    arms = {title: list(dict.fromkeys(arm for of in row.values() for arm in of.others)) for title, row in rows.items()}
+    heights = [len(of) + 1 for of in arms.values()]
     with chart_style():
-        size = (4.2 * len(all_results) + 1.6, 0.5 * len(arms) + 1.1)
+        size = (4.2 * len(columns) + 1.6, 0.4 * sum(heights) + 0.8 * len(rows))
         figure = Figure(size, dpi=DPI, layout="constrained")
-        all_axes = figure.subplots(1, len(all_results), sharey=True, squeeze=False)[0]
-        for axes, (name, results) in zip(all_axes, all_results.items(), strict=True):
-            for row, arm in enumerate(arms):
-                if arm not in results.differences:
-                    continue
-                difference, color = results.differences[arm]["mIoU"], colors[arm]
-                axes.plot(difference.over_photos, (row + 0.22,) * 2, color=color, linewidth=1.5, alpha=0.6)
-                if difference.over_seeds:
-                    axes.plot(difference.over_seeds, (row,) * 2, color=color, linewidth=3, alpha=0.5)
-                values = list(difference.by_seed.values())
-                axes.plot(values, [row] * len(values), "o", color=color, markersize=4, markerfacecolor="white")
-                axes.plot([difference.mean], [row], "D", color=color, markersize=6)
-            axes.axvline(0, color="black", linewidth=0.8)
-            axes.set_title(f"{name}: mIoU minus that of plain, seeds: {len(results.seeds)}")
+        all_axes = figure.subplots(len(rows), len(columns), sharey="row", squeeze=False, height_ratios=heights)
+        for row_axes, (title, row) in zip(all_axes, rows.items(), strict=True):
+            for axes, name in zip(row_axes, columns, strict=True):
+                if name in row:
+                    _draw(axes, row[name], arms[title])
+                    axes.set_title(f"{name}: mIoU minus that of {row[name].table.reference}", fontsize=9)
+                else:
+                    axes.set_axis_off()
+            row_axes[0].set_yticks(range(len(arms[title])), arms[title])
+            row_axes[0].set_ylim(len(arms[title]) - 0.5, -0.5)
+            row_axes[0].set_ylabel(title, fontsize=8)
+        for axes in all_axes[-1]:
             axes.set_xlabel("percentage points")
-            axes.grid(axis="x")
-        all_axes[0].set_yticks(range(len(arms)), arms)
-        all_axes[0].set_ylim(len(arms) - 0.5, -0.5)
         figure.supxlabel(
             "rings: seeds; diamond: their mean; thick: 95 % over seeds; thin: 95 % over photos", fontsize=8
         )
     return figure
+
+
+def _draw(axes: Axes, results: DataSetResults, arms: Sequence[str]) -> None:
+    """Draw the arms of a table, one below the other."""
+    colors = dict(zip(ARMS, distinct_colors(len(ARMS)), strict=True))
+    for row, arm in enumerate(arms):
+        if arm not in results.others:
+            continue
+        difference = results.differences[arm, results.table.reference]["mIoU"]
+        style: dict[str, Any] = {"color": tuple(x / 255 for x in colors[arm])}
+        axes.plot(difference.over_photos, (row + 0.22,) * 2, **style, linewidth=1.5, alpha=0.6)
+        if difference.over_seeds:
+            axes.plot(difference.over_seeds, (row,) * 2, **style, linewidth=3, alpha=0.5)
+        values = list(difference.by_seed.values())
+        axes.plot(values, [row] * len(values), "o", **style, markersize=4, markerfacecolor="white")
+        axes.plot([difference.mean], [row], "D", **style, markersize=6)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(axis="x")
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

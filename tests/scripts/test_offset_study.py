@@ -1,6 +1,7 @@
 """The paired study: its network, its arms, its runs and what is made of them."""
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from study.analysis import DataSetResults, Difference
-from study.arms import ARMS, PLAIN, LinearResidual, parameter_groups
-from study.network import DEPTHS, EfficientNetLite0, Segmenter, name_in_file
+from study.architectures import ARCHITECTURES
+from study.arms import ARMS, BASE, PLAIN, TABLES, LinearResidual, parameter_groups
+from study.network import DEPTHS, EfficientNetLite0, name_in_file
 from study.photos import HELD_OUT, read_photos
-from study.runs import BASE, DataSetRuns, read_runs
+from study.runs import DataSetRuns, read_runs
 from study.training import Maps, Phase, Recipe, View, batches, train
+from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
 
 from offseg_hf.data.scenes.folder import write_scenes
 from tests.comparison import assert_same_outputs
@@ -26,33 +29,46 @@ TINY = Recipe(
     pixels=96 * 64,
     batch_size=2,
     warmup_iterations=1,
-    base=Phase(3, 1e-3, frozen_maps=2, mirrored=True),
+    base=Phase(4, 1e-3, frozen_maps=2, mirrored=True),
     continued=Phase(3, 1e-2, frozen_maps=4, mirrored=False),
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return Segmenter(5)
+MLP = ARCHITECTURES["lite0-mlp"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Scenes, and a file of weights as that of the package."""
+    """Scenes, a file of weights as that of the package, and a folder of DeepLabV3."""
     folder = tmp_path_factory.mktemp("study")
     write_scenes(folder / "scenes", 5, 3, (96, 64))
     torch.manual_seed(0)
     encoder = EfficientNetLite0()
     torch.save({name_in_file(name): tensor for name, tensor in encoder.state_dict().items()}, folder / "lite0.pth")
+    deeplab = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(tf_padding=True, output_stride=16))
+    for name, buffer in deeplab.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.normal_(buffer, std=0.1)
+    deeplab.save_pretrained(folder / "deeplab")
     return folder
 
 
 @pytest.fixture(scope="module")
+def models(folder):
+    """Of every architecture one, with five classes."""
+    torch.manual_seed(0)
+    return {name: of.build(folder / weights_of(name), 5) for name, of in ARCHITECTURES.items()}
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models["lite0-mlp"]
+
+
+@pytest.fixture(scope="module")
 def runs(folder):
-    runs = DataSetRuns(folder / "scenes", "validation", folder / "lite0.pth", folder / "runs" / "scenes", TINY)
+    runs = runs_in(folder / "runs" / "lite0-mlp" / "scenes", folder)
     for seed in (0, 1):
         runs.run(seed, [PLAIN, "offsets", "control"])
+    runs.run(0, [BASE, "paper", "last-quarter"])
     return runs
 
 
@@ -72,26 +88,66 @@ def test_network_is_that_of_timm(tmp_path):
         assert_same_outputs(found, saved[f"map{index}"])
 
 
-def test_maps_go_on(model):
-    pixel_values = torch.randn(1, 3, 64, 96)
-    maps = model.encoder(pixel_values)
-    assert [tuple(x.shape[1:]) for x in maps] == [(24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_maps_go_on(models, name):
+    encoder, pixel_values = models[name].encoder, torch.randn(1, 3, 64, 96)
+    maps = encoder(pixel_values)
+    channels, last = ((24, 40, 112, 320), (2, 3)) if name.startswith("lite0") else ((24, 32, 96, 320), (4, 6))
+    assert [x.shape[1] for x in maps] == list(channels)
+    assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), last]
     for number in range(1, 5):
-        known = model.encoder(pixel_values, number)
+        known = encoder(pixel_values, number)
         assert len(known) == number
-        for found, expected in zip(model.encoder.continued(known), maps, strict=True):
+        for found, expected in zip(encoder.continued(known), maps, strict=True):
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+def test_deeplab_is_that_of_transformers(folder, models):
+    """In training mode too: it has no dropout, and its norms do not look at the batch."""
+    expected = MobileNetV2ForSemanticSegmentation.from_pretrained(folder / "deeplab").eval()
+    model = deepcopy(models["deeplabv3"]).train()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    pixel_values = (images / 255 - 0.5) / 0.5  # of its image processor
+    with torch.no_grad():
+        features = model.pixel_features(model.encoder(model.encoder.pixel_values(images)))
+        assert_same_outputs(expected.segmentation_head.classifier(features), expected(pixel_values).logits)
+
+
+def test_freqfusion_is_that_of_offseg_and_begins_like_it(models):
+    model = models["lite0-freqfusion"]
+    with torch.no_grad():
+        assert model(model.encoder(torch.randn(1, 3, 64, 96))).shape == (1, 5, 16, 24)
+    for fusion in model.pixel_decoder.fusions:
+        assert fusion.low_pass_generator.weight.std().item() == pytest.approx(0.001, rel=0.1)
+
+
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.goes_on or arm.plain_before])
 def test_arms_begin_with_the_logits_of_the_plain_model(model, arm):
     maps = model.encoder(torch.randn(1, 3, 64, 64))
     with torch.no_grad():
-        assert_same_outputs(ARMS[arm].apply(clone(model))(maps), model(maps))
+        assert_same_outputs(ARMS[arm].head(deepcopy(model))(maps), model(maps))
+
+
+def test_new_heads(model):
+    """What each begins with; the representations are the same for one seed."""
+    features, logits, heads = torch.randn(1, 128, 8, 8), {}, {}
+    for arm in ("norm", "paper", "zero-slow", "zero-slow-no-norm"):
+        torch.manual_seed(0)
+        heads[arm] = ARMS[arm].head(deepcopy(model)).classifier
+        with torch.no_grad():
+            logits[arm] = heads[arm](features)
+    assert {arm: len(head.offset_projs()) for arm, head in heads.items()} == {
+        "norm": 0, "paper": 2, "zero-slow": 2, "zero-slow-no-norm": 2,
+    }  # fmt: skip
+    for arm in ("norm", "paper", "zero-slow"):
+        assert torch.allclose(logits[arm].std(dim=1, correction=0), torch.ones(1, 8, 8), atol=0.05)
+    assert heads["paper"].class_offset_proj.weight.any() and not heads["zero-slow"].class_offset_proj.weight.any()
+    with torch.no_grad():
+        assert_same_outputs(logits["zero-slow-no-norm"], model.classifier(features))
 
 
 def test_control_has_the_parameters_of_offset_learning_and_no_attention(model):
-    control, offsets = (ARMS[arm].apply(clone(model)) for arm in ("control", "offsets"))
+    control, offsets = (ARMS[arm].head(deepcopy(model)) for arm in ("control", "offsets"))
     shapes = [{name: x.shape for name, x in other.named_parameters()} for other in (control, offsets)]
     assert shapes[0] == shapes[1] and isinstance(control.classifier, LinearResidual)
     features = torch.randn(1, control.classifier.class_representation.shape[-1], 4, 4)
@@ -106,7 +162,7 @@ def test_control_has_the_parameters_of_offset_learning_and_no_attention(model):
 
 
 def test_rates_of_what_is_new(model):
-    groups = parameter_groups(ARMS["offsets-slow"].apply(clone(model)), 1.0, 0.5, 0.25, 0.1)
+    groups = parameter_groups(ARMS["offsets-slow"].head(deepcopy(model)), 1.0, 0.5, 0.25, 0.1)
     rates = {}
     for group in groups:
         (parameter,) = group["params"]
@@ -133,39 +189,45 @@ def test_photos_that_are_held_out(folder):
     assert train_photos.images.shape == (4, 3, 64, 96) and train_photos.label_maps.shape == (4, 64, 96)
 
 
-def test_what_is_frozen_stays(folder, model):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_frozen_stays(folder, name):
     photos, _ = read_photos(folder / "scenes", HELD_OUT, 96 * 64)
-    trained = Segmenter(len(photos.labels))
+    trained = ARCHITECTURES[name].build(folder / weights_of(name), len(photos.labels))
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    train(trained, [View.of(trained, photos, 2)], photos.class_weights(), TINY, TINY.base, seed=0)
+    train([View.of(trained, photos, 2)], photos.class_weights(), TINY, TINY.base, 0, trained, 1.0, range(2))
     changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
     blocks = {int(name.split(".")[2]) for name in changed if name.startswith("encoder.blocks")}
     assert blocks == set(range(DEPTHS[1], DEPTHS[-1])) and not any("stem" in name for name in changed)
     assert any(name.startswith("pixel_decoder") for name in changed) and "classifier.weight" in changed
+    assert not any("running" in name for name in changed)
 
 
-def test_runs_are_paired_and_done_once(runs, folder, capsys):
+def test_runs_are_paired_and_done_once(runs, folder):
     folders = {path.name for path in runs.output.iterdir()}
-    assert folders == {f"{arm}-{seed}" for arm in (BASE, PLAIN, "offsets", "control") for seed in (0, 1)}
+    going_on = {f"{arm}-{seed}" for arm in (BASE, PLAIN, "offsets", "control") for seed in (0, 1)}
+    assert folders == going_on | {"paper-0", "last-quarter-0"}
     found = {(run.arm, run.seed): run for run in read_runs(runs.output)}
     losses = {key: run.record["loss"] for key, run in found.items()}
     assert losses["plain", 0][0] == pytest.approx(losses["offsets", 0][0], abs=2e-4)  # same batch, same logits
     assert losses["plain", 0] != losses["offsets", 0] != losses["control", 0]
     assert losses["plain", 0] != losses["plain", 1]
+    assert losses["last-quarter", 0][:3] == losses["base", 0][:3] != losses["paper", 0][:3]
+    assert losses["last-quarter", 0][3] == pytest.approx(losses["base", 0][3], abs=2e-4)
+    assert found["base", 0].record["offsets"] is None is not found["last-quarter", 0].record["offsets"]
 
     written = {path: path.stat().st_mtime_ns for path in runs.output.rglob("*")}
-    again = DataSetRuns(folder / "scenes", "validation", folder / "lite0.pth", runs.output, TINY)
-    again.run(0, [PLAIN, "offsets"])
+    again = runs_in(runs.output, folder)
+    again.run(0, [PLAIN, "offsets", "paper"])
     assert {path: path.stat().st_mtime_ns for path in runs.output.rglob("*")} == written
 
-    other = replace(TINY, continued=replace(TINY.continued, iterations=2))
-    changed = DataSetRuns(folder / "scenes", "validation", folder / "lite0.pth", runs.output, other)
+    changed = runs_in(runs.output, folder, replace(TINY, continued=replace(TINY.continued, iterations=2)))
+    changed.run(0, [BASE, "paper"])  # which are not continued
     with pytest.raises(ValueError, match=r"plain-0/run.json: expected a run .* name another --output"):
         changed.run(0, [PLAIN])
 
 
 def test_a_run_can_be_repeated(runs, folder, tmp_path):
-    again = DataSetRuns(folder / "scenes", "validation", folder / "lite0.pth", tmp_path, TINY)
+    again = runs_in(tmp_path, folder)
     again.run(1, ["offsets"])
     (first,) = [run.record for run in read_runs(runs.output) if (run.arm, run.seed) == ("offsets", 1)]
     (second,) = [run.record for run in read_runs(tmp_path) if run.arm == "offsets"]
@@ -173,18 +235,39 @@ def test_a_run_can_be_repeated(runs, folder, tmp_path):
 
 
 def test_differences_are_those_of_the_runs(runs):
-    results = DataSetResults([run for run in read_runs(runs.output) if (run.arm, run.seed) != ("control", 1)])
+    found = [run for run in read_runs(runs.output) if (run.arm, run.seed) != ("control", 1)]
+    results = DataSetResults(found, TABLES["warm-start"])
+    assert results.others == ["offsets", "control"] and ("paper", 0) not in results.runs
     records = {(run.arm, run.seed): run.record for run in results.runs.values()}
-    offsets = results.differences["offsets"]
+    offsets = results.differences["offsets", PLAIN]
     for score in ("mIoU", "mBoundaryIoU", "aAcc"):
         expected = [100 * (records["offsets", seed][score] - records[PLAIN, seed][score]) for seed in (0, 1)]
         assert list(offsets[score].by_seed.values()) == pytest.approx(expected)
         assert offsets[score].mean == pytest.approx(np.mean(expected))
         low, high = offsets[score].over_photos
         assert low <= high
-    assert results.differences["control"]["mIoU"].by_seed.keys() == {0}
-    ious = results.class_ious(PLAIN, [0])
-    assert np.nanmean(ious) == pytest.approx(100 * records[PLAIN, 0]["mIoU"])
+    control = results.differences["control", PLAIN]["mIoU"].by_seed
+    beyond = results.differences["offsets", "control"]["mIoU"].by_seed
+    assert control.keys() == beyond.keys() == {0}
+    assert beyond[0] == pytest.approx(offsets["mIoU"].by_seed[0] - control[0])
+    assert np.nanmean(results.class_ious(PLAIN, 0)) == pytest.approx(100 * records[PLAIN, 0]["mIoU"])
+
+
+def test_where_an_arm_gains(runs):
+    results = DataSetResults(list(read_runs(runs.output)), TABLES["warm-start"])
+    pixels, groups = results.labeled.sum(axis=0), [part for _, part in results.class_groups()]
+    assert sorted(np.concatenate(groups)) == list(np.flatnonzero(pixels))
+    rare, middle, common = (pixels[part] for part in groups)
+    assert rare.max() <= middle.min() and middle.max() <= common.min()
+    photos = [part for _, part in results.photo_groups()]
+    assert np.array_equal(sum(photos), np.ones(len(results.labeled)))
+    everywhere = results.accuracy_gains("offsets", np.ones(len(results.labeled), bool))
+    assert everywhere.tolist() == pytest.approx(list(results.differences["offsets", PLAIN]["aAcc"].by_seed.values()))
+
+
+def test_new_heads_are_compared_with_the_plain_one(runs):
+    results = DataSetResults(list(read_runs(runs.output)), TABLES["new-head"])
+    assert results.differences.keys() == {("paper", BASE), ("last-quarter", BASE)}
 
 
 def test_interval_over_seeds():
@@ -204,7 +287,7 @@ def test_command(runs, folder, tmp_path):
     arms = [part for arm in (PLAIN, "offsets", "control") for part in ("--arm", arm)]
     done = run_script(
         *(SCRIPTS / "offset_study.py", "run", "--data", folder / "scenes", "--weights", folder / "lite0.pth"),
-        *("--output", runs.output.parent, "--seeds", 2, "--split", "validation", *options, *arms),
+        *("--output", folder / "runs", "--seeds", 2, "--split", "validation", *options, *arms),
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
@@ -212,16 +295,26 @@ def test_command(runs, folder, tmp_path):
     page.write_text(
         "# Before\n\n<!-- generated by scripts/offset_study.py -->\n<!-- end of what is generated -->\nAfter\n"
     )
-    shown = run_script(SCRIPTS / "offset_study.py", "report", "--runs", runs.output.parent, "--output", tmp_path)
+    shown = run_script(
+        SCRIPTS / "offset_study.py", "report", "--runs", runs.output.parent.parent, "--output", tmp_path
+    )
     assert shown.returncode == 0, shown.stderr
-    text, figures = page.read_text(), json.loads((tmp_path / "results.json").read_text())["scenes"]
+    text, figures = page.read_text(), json.loads((tmp_path / "results.json").read_text())
     assert text.startswith("# Before\n") and text.endswith("-->\nAfter\n")
-    difference = figures["differences"]["offsets"]["mIoU"]
-    assert f"**{difference['mean']:+.2f}**" in text
-    assert len(figures["runs"]) == 8 and (tmp_path / "differences.png").is_file()
+    going_on, new_head = (figures[f"lite0-mlp, {table}"]["scenes"] for table in TABLES)
+    results = {name: DataSetResults(list(read_runs(runs.output)), table) for name, table in TABLES.items()}
+    for table, pair in (("warm-start", ("offsets", PLAIN)), ("warm-start", ("offsets", "control")),
+                        ("new-head", ("paper", BASE))):  # fmt: skip
+        difference = results[table].differences[pair]["mIoU"].mean
+        assert f"**{difference:+.2f}**" in text
+        written = figures[f"lite0-mlp, {table}"]["scenes"]["differences"][" - ".join(pair)]["mIoU"]
+        assert written["mean"] == pytest.approx(difference, abs=1e-3)
+    assert (len(going_on["runs"]), len(new_head["runs"])) == (8, 4) and (tmp_path / "differences.png").is_file()
 
 
-def clone(model: Segmenter) -> Segmenter:
-    other = Segmenter(model.classifier.out_channels)
-    other.load_state_dict(model.state_dict())
-    return other
+def weights_of(architecture):
+    return "deeplab" if architecture == "deeplabv3" else "lite0.pth"
+
+
+def runs_in(output, folder, recipe=TINY):
+    return DataSetRuns(folder / "scenes", "validation", MLP, folder / "lite0.pth", output, recipe)
