@@ -322,10 +322,9 @@ def draw_differences(rows: Mapping[str, Mapping[str, DataSetResults]]) -> Figure
             row_axes[0].set_yticks(range(len(arms[title])), arms[title])
             row_axes[0].set_ylim(len(arms[title]) - 0.5, -0.5)
             row_axes[0].set_ylabel(title, fontsize=8)
-        for axes in all_axes[-1]:
-            axes.set_xlabel("percentage points")
         figure.supxlabel(
-            "rings: seeds; diamond: their mean; thick: 95 % over seeds; thin: 95 % over photos", fontsize=8
+            "percentage points; rings: seeds; diamond: their mean; thick: 95 % over seeds; thin: 95 % over photos",
+            fontsize=8,
         )
     return figure
 
