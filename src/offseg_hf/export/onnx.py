@@ -96,8 +96,8 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
     """Turn the convolutions of a file into int8, by what they see in images.
 
     The other operators stay as they are: quantized products of offset learning change a half of the labels. So does
-    the first convolution, whose 8 bits would be those of the photo. An activation behind a convolution goes with it, so
-    that its 8 bits are for what the activation lets through.
+    the first convolution, whose 8 bits would be those of the photo. An activation behind a convolution goes with it,
+    so that its 8 bits are for what the activation lets through.
 
     Args:
         path: the file.

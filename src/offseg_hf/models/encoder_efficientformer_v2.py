@@ -457,7 +457,8 @@ def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
         if isinstance(attention.shape[3], int):
             return (mixing @ attention.flatten(2)).unflatten(2, attention.shape[2:])
         # Of any size, flat maps would come back with a quotient for their width, and a batch of one be refused.
-        return (mixing @ attention.transpose(1, 2)).transpose(1, 2)
+        attention = attention.transpose(1, 2)
+        return (mixing.expand(*attention.shape[:2], -1, -1) @ attention).transpose(1, 2)
     return torch.einsum("gh,bhqk->bgqk", mixing, attention)
 
 
