@@ -44,6 +44,8 @@ WAYS = {
     "AOTInductor": ("compiled.pt2", "aotinductor", "fp32"),
 }
 
+COLUMNS = {"MB": "megabytes", "ms": "ms", "CPU ms": "cpu_ms", "MB of memory": "memory_mb"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -71,6 +73,21 @@ def main() -> None:
             print(*key, facts[key], flush=True)
     rows = [{"model": name, "way": way, **row} for (name, way), row in facts.items()]
     arguments.output.write_text(json.dumps({"threads": arguments.threads, "rows": rows}, indent=2) + "\n")
+    print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """The figures as docs/deploy.md has them: a row for each way, with both models."""
+    by_way: dict[str, list[dict]] = {}
+    for row in rows:
+        by_way.setdefault(row["way"], []).append(row)
+    columns = {name: key for name, key in COLUMNS.items() if key in rows[0]}
+    names = [row["model"] for row in by_way["PyTorch"]]
+    titles = ["", *(f"{name}, {column}" for column in columns for name in names)]
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    for way, both in by_way.items():
+        lines.append([way, *(str(row.get(key, "")) for key in columns.values() for row in both)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def offseg() -> torch.nn.Module:

@@ -112,6 +112,7 @@ def test_the_file_tells_what_it_is(folder):
     assert protocol["window_size"] == 64 and len(protocol["image_mean"]) == 3 and protocol["size"]
     assert names == {str(key): name for key, name in Segmenter(folder / "model").model.config.id2label.items()}
     assert len(json.loads(facts["palette"])) == len(names)
+    assert not any(node.metadata_props or node.doc_string for node in network.graph.node)  # of where code lies here
     assert not outside_webgpu(onnx.shape_inference.infer_shapes(network).graph)
 
 

@@ -141,8 +141,8 @@ def gradio() -> Path:
         if done.returncode:
             pytest.skip(f"gradio cannot be installed: {done.stderr.decode()[-300:]}")
         packages = next(folder.glob("lib/python*/site-packages"))
-        ours = next(path for path in sys.path if path.endswith("site-packages"))
-        (packages / "borrowed.pth").write_text(f"{ours}\n")
+        ours = [path for path in sys.path if path.endswith("site-packages")]  # an environment may borrow, too
+        (packages / "borrowed.pth").write_text("".join(f"{path}\n" for path in ours))
         (folder / "installed").touch()
     return python
 

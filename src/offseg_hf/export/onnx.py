@@ -15,6 +15,7 @@ from offseg_hf.utils.extras import require
 
 
 OPSET = 20  # the first with GELU
+ACTIVATIONS = ("Relu", "Clip")  # which cut off: a quantized convolution cuts off for them
 # What is computed of constants is baked into the file up to so many values; runtimes compute the rest when they load.
 FOLDED_INPUT, FOLDED_OUTPUT = 1024, 4096
 
@@ -68,15 +69,16 @@ def _simplify(model: Any) -> None:
     passes.InlinePass()(model)
     fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=FOLDED_INPUT, output_size_limit=FOLDED_OUTPUT)
     for simplify in (
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RewritePass([fuse_batchnorm_into_conv_rule]),  # of models without `fuse`: int8 would leave norms in float32
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        RewritePass([fuse_batchnorm_into_conv_rule]),  # of models without `fuse`: int8 would leave norms in float32
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.OutputFixPass(),
         passes.NameFixPass(),
+        passes.ClearMetadataAndDocStringPass(),  # of the exporter: where each line of code lies on this machine
     ):
         simplify(model)
 
@@ -93,7 +95,9 @@ def to_half(path: Path) -> None:
 def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
     """Turn the convolutions of a file into int8, by what they see in images.
 
-    The other operators stay as they are: quantized products of offset learning change a half of the labels.
+    The other operators stay as they are: quantized products of offset learning change a half of the labels. So does
+    the first convolution, whose 8 bits would be those of the photo. An activation behind a convolution goes with it,
+    so that its 8 bits are for what the activation lets through.
 
     Args:
         path: the file.
@@ -120,11 +124,21 @@ def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
             path,
             Images(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
+            op_types_to_quantize=["Conv", *ACTIVATIONS],
+            nodes_to_quantize=_convolutions(prepared),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+
+
+def _convolutions(path: Path) -> list[str]:
+    """Return the names of the convolutions of a file but the first, and of the activations right behind them."""
+    nodes = require("onnx", "export").load(path, load_external_data=False).graph.node
+    convolutions = [node for node in nodes if node.op_type == "Conv"][1:]
+    outputs = {node.output[0] for node in convolutions}
+    activations = (node for node in nodes if node.op_type in ACTIVATIONS and node.input[0] in outputs)
+    return [node.name for node in (*convolutions, *activations)]
 
 
 @contextmanager

@@ -454,7 +454,11 @@ def is_known_to_be(length: int, other: int) -> bool:
 def mix_heads(mixing: Tensor, attention: Tensor) -> Tensor:
     """Map (new heads, heads), (batch, heads, queries, keys) -> (batch, new heads, queries, keys)."""
     if torch.compiler.is_exporting():  # a product, for runtimes without Einsum
-        return (mixing @ attention.flatten(2)).unflatten(2, attention.shape[2:])
+        if isinstance(attention.shape[3], int):
+            return (mixing @ attention.flatten(2)).unflatten(2, attention.shape[2:])
+        # Of any size, flat maps would come back with a quotient for their width, and a batch of one be refused.
+        attention = attention.transpose(1, 2)
+        return (mixing.expand(*attention.shape[:2], -1, -1) @ attention).transpose(1, 2)
     return torch.einsum("gh,bhqk->bgqk", mixing, attention)
 
 
