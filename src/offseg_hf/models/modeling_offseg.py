@@ -349,13 +349,22 @@ def pad_to_stride(pixel_values: Tensor, stride: int = STRIDE) -> Tensor:
     # Padded by a constant and cut: graphs for any size go on with multiples of the stride, in simple terms.
     padded = F.pad(pixel_values, (0, stride - 1, 0, stride - 1))
     height, width = (length // stride * stride for length in padded.shape[-2:])
-    return channels_last(padded.narrow(2, 0, height).narrow(3, 0, width))
+    return channels_last(_first_pixels(padded, height, width))
 
 
 def crop_to_stride(x: Tensor, pixel_values: Tensor, stride: int) -> Tensor:
     """Return the part of `x`, a map at `stride` of the padded image, that shows the image."""
     # Not `-(-height // stride)`: an exported graph divides towards zero.
     height, width = ((length + stride - 1) // stride for length in pixel_values.shape[-2:])
+    return _first_pixels(x, height, width)
+
+
+def _first_pixels(x: Tensor, height: int, width: int) -> Tensor:
+    """Return the first rows and columns of a map (batch, channels, height, width)."""
+    if torch.compiler.is_exporting() and not isinstance(height, int):
+        # Of a slice torch.export asks whether it is the whole; its program then takes images of the same answer alone.
+        rows, columns = (torch.arange(length, dtype=torch.int32, device=x.device) for length in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
     return x[..., :height, :width]
 
 
