@@ -6,7 +6,7 @@
 Seconds for the whole, and of it for the steps of the pipeline: what prepares the photo, the model (of ours with the
 label map), and what makes masks. Medians of interleaved runs in one process; 150 classes. A generated scene and random
 weights: a network's time does not depend on them, that of the label map does, and here many classes win somewhere,
-which is what takes longest. `--model` measures trained ones of this package instead.
+which is what takes longest.
 """
 
 import time
@@ -17,11 +17,10 @@ from typing import Annotated
 
 import torch
 import typer
+from accuracy import SEGFORMERS
 from measure import machine, markdown_table
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
     Pipeline,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -33,26 +32,15 @@ from offseg_hf import OffSegConfig, OffSegForSemanticSegmentation, OffSegImagePr
 from offseg_hf.data.scenes.street import render_scene
 
 
-SEGFORMERS = {
-    "B0": {},
-    "B1": {"hidden_sizes": [64, 128, 320, 512]},
-    "B2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
-}
 STEPS = {"preprocess": "prepare", "forward": "model", "postprocess": "masks"}
 
 
-def pipelines(models: list[str]) -> dict[str, Pipeline]:
+def pipelines() -> dict[str, Pipeline]:
     """Return what is compared."""
     torch.manual_seed(0)
-    pairs: dict[str, tuple] = {}
-    for name in models or ["OffSeg-T"]:
-        model, processor = (
-            (AutoModelForSemanticSegmentation.from_pretrained(name), AutoImageProcessor.from_pretrained(name))
-            if models
-            else (OffSegForSemanticSegmentation(OffSegConfig.from_size("t", num_labels=150)), OffSegImageProcessor())
-        )
-        pairs[name] = (model.eval(), processor)
-        pairs[f"{name}, fused"] = (model.eval().fuse(), processor)
+    ours = OffSegForSemanticSegmentation(OffSegConfig.from_size("t", num_labels=150)).eval()
+    processor = OffSegImageProcessor()
+    pairs: dict[str, tuple] = {"OffSeg-T": (ours, processor), "OffSeg-T, fused": (ours.fuse(), processor)}
     for size, options in SEGFORMERS.items():
         model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=150, **options))
         pairs[f"SegFormer-{size}"] = (model.eval(), SegformerImageProcessorPil())
@@ -80,14 +68,13 @@ def timed(find: Pipeline, seconds: dict[str, list[float]]) -> None:
 
 def main(
     size: Annotated[tuple[int, int], typer.Option(help="Height and width of the photo.")] = (512, 683),
-    model: Annotated[list[str] | None, typer.Option(help="Folders in place of OffSeg-T.")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 9,
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Print the medians of all pipelines."""
     torch.set_num_threads(threads)
     photo = render_scene(0)[0].resize(size[::-1], Image.Resampling.BICUBIC)
-    compared = pipelines(model or [])
+    compared = pipelines()
     seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in compared}
     for name, find in compared.items():
         find(photo)

@@ -95,9 +95,9 @@ def to_half(path: Path) -> None:
 def quantize(path: Path, images: Iterable[np.ndarray]) -> None:
     """Turn the convolutions of a file into int8, by what they see in images.
 
-    The other operators stay as they are: quantized products of offset learning change a half of the labels. So does
-    the first convolution, whose 8 bits would be those of the photo. An activation behind a convolution goes with it,
-    so that its 8 bits are for what the activation lets through.
+    The other operators stay as they are: quantized products of offset learning change a half of the labels. The
+    first convolution stays, too, as its 8 bits would be those of the photo. An activation behind a convolution goes
+    with it, so that its 8 bits are for what the activation lets through.
 
     Args:
         path: the file.

@@ -209,8 +209,12 @@ def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: T
 
 def _span(old: int, new: int, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores, first and last of them, that pixels from `first` to `last` of an axis lie between."""
-    low, high = (((place.double() + 0.5) * (old / new) - 0.5).clamp(0, old - 1) for place in (first, last))
-    return low.floor().long(), high.ceil().long()
+    return _positions(old, new, first).floor().long(), _positions(old, new, last).ceil().long()
+
+
+def _positions(old: int, new: int, places: Tensor) -> Tensor:
+    """Return where pixels of an axis lie among `old` scores that are interpolated to `new` pixels."""
+    return ((places.double() + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
 
 
 def _neighbors(old: int, new: int, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -218,7 +222,7 @@ def _neighbors(old: int, new: int, places: Tensor) -> tuple[Tensor, Tensor, Tens
 
     Returns them in order, of each pixel the index of that before and of that after it, and the weight of the latter.
     """
-    position = ((places.double() + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
+    position = _positions(old, new, places)
     low = position.floor().long()
     high = (low + 1).clamp(max=old - 1)
     needed, index = torch.cat([low, high]).unique(return_inverse=True)
