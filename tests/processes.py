@@ -20,6 +20,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from atexit import register
 from dataclasses import dataclass
@@ -309,6 +310,7 @@ def run(script: str, arguments: list[str], cwd: str, environment: dict[str, str]
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # as Python ends: a signal may have come between the start of a thread and its pool's note
     sys.stdout.flush()
     sys.stderr.flush()
     return code
