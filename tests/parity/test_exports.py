@@ -78,6 +78,13 @@ def test_a_browser_computes_it_on_the_gpu(files_of):
     assert not {node.op_type for node in graph.node if node.op_type in ("Loop", "If") or "Sequence" in node.op_type}
 
 
+def test_openvino_has_known_shapes_and_no_tables(files_of):
+    """What is constant is computed before, unless that makes the file larger than ONNX's."""
+    folder = files_of("offseg-t-ade")
+    assert 'type="ShapeOf"' not in (folder / "model.xml").read_text()
+    assert (folder / "model.bin").stat().st_size <= (folder / "model.onnx").stat().st_size
+
+
 @pytest.mark.slow
 def test_the_whole_command_on_a_golden(tmp_path):
     """Saved, loaded, fused, exported and checked on the photos of the check."""
