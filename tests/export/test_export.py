@@ -22,11 +22,13 @@ from transformers import (
 
 from offseg_hf import apply_offset_learning
 from offseg_hf.data.scenes.folder import write_scenes
+from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
 from offseg_hf.export.end_to_end import open_end_to_end
 from offseg_hf.export.export import ExportOptions, export_model
 from offseg_hf.export.onnx import quantize
 from offseg_hf.export.runtime import Network, open_network
+from offseg_hf.export.size import sees, stretch
 from offseg_hf.inference.segmenter import Segmenter
 from tests.cli.running import offseg
 from tests.small_model import save_small_model
@@ -199,11 +201,47 @@ def test_what_it_cannot_do_is_refused(folder, tmp_path):
         (("--precision", "int8"), "int8 needs photos to calibrate with"),
         (("--dynamic", "--end-to-end"), "expected --end-to-end with the format onnx, and without --dynamic"),
         (("--photos", "nowhere"), "nowhere: no such file or folder"),
+        (("--size", 0, 64), "expected a height and a width in pixels, got --size 0 64"),
+        (("--size", 64, 96, "--dynamic"), "expected a network of one size (--size) or of any (--dynamic), got both"),
     ],
 )
 def test_wrong_options(folder, tmp_path, arguments, message):
     result = offseg("export", folder / "model", *arguments, "--output", tmp_path / "x")
     assert result.returncode == 1 and message in result.stderr and not (tmp_path / "x").exists()
+
+
+def test_photos_are_stretched_to_a_size(folder):
+    """The image processor's protocol is left where it gives that size already."""
+    photos = [render_scene(0, (96, 128))[0], render_scene(1, (128, 96))[0]]
+    segmenter = Segmenter(folder / "model")
+    assert set(sees(segmenter, photos[0])) == {(64, 64)}
+    assert not stretch(segmenter, (64, 64), photos)
+    assert len(sees(segmenter, photos[0])) > 1
+    assert stretch(segmenter, (48, 80), photos)
+    assert sees(segmenter, photos[0]) == sees(segmenter, photos[1]) == [(48, 80)]
+    segmenter.processor.size_divisor = 32
+    with pytest.raises(ValueError, match="makes 64 x 96 of it: pass --size 64 96"):
+        stretch(segmenter, (48, 80), photos)
+
+
+@pytest.mark.slow
+def test_a_network_of_a_size_of_ones_own(folder, tmp_path):
+    result = offseg(
+        *("export", folder / "model", "--size", 48, 80, "--end-to-end", "--dataset", folder / "scenes"),
+        *("--output", tmp_path / "x"),
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "x" / "export.json").read_text())
+    assert report["size"] == report["image"] == [48, 80] and report["equal_labels"] > 0.999
+    assert 0 < report["stretched"]["equal_labels"] < 1
+    official = json.loads((folder / "onnx" / "export.json").read_text())["torch_miou"]
+    assert report["stretched"]["official_miou"] == official != report["torch_miou"]
+    assert report["torch_miou"] == pytest.approx(report["runtime_miou"], abs=0.1)
+    text = "not the official protocol: photos are stretched to 80x48 and seen whole"
+    assert text in (tmp_path / "x" / "README.md").read_text() and text in " ".join(result.stdout.split())
+    protocol = {each.key: each.value for each in onnx.load(tmp_path / "x" / "model.onnx").metadata_props}["protocol"]
+    assert json.loads(protocol)["size"] == {"height": 48, "width": 80}
+    assert Segmenter(tmp_path / "x")(render_scene(0, (96, 128))[0]).shape == (128, 96)
 
 
 @pytest.mark.slow

@@ -16,8 +16,16 @@ def export(
     precision: Annotated[
         Precision, typer.Option(help="What it computes in: bf16 with OpenVINO, fp16 as ONNX, int8 of convolutions.")
     ] = Precision.fp32,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="HEIGHT WIDTH",
+            help="Of the images that the network takes: photos are stretched to it.",
+            show_default="what the model sees of the first photo",
+        ),
+    ] = None,
     dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="For any number of images of any size, instead of one window.")
+        bool, typer.Option("--dynamic", help="For any number of images of any size, instead of one.")
     ] = False,
     end_to_end: Annotated[
         bool,
@@ -45,6 +53,7 @@ def export(
     Examples:
         offseg export runs/mine/best --output exported
         offseg export runs/mine/best --format openvino --precision bf16 --dataset my_photos --output exported
+        offseg export runs/mine/best --size 256 320 --dataset my_photos --output exported
         offseg export runs/mine/best --precision int8 --photos my_photos --end-to-end --output exported
         offseg export runs/mine/best --web --output page
     """
@@ -56,7 +65,7 @@ def export(
     from offseg_hf.inference.files import plan
 
     quiet_libraries()
-    options = ExportOptions(format, precision, dynamic=dynamic, end_to_end=end_to_end, web=web)
+    options = ExportOptions(format, precision, size, dynamic=dynamic, end_to_end=end_to_end, web=web)
     options.check()
     jobs, failed = plan(photos or [], output, overwrite=True)
     if failed:

@@ -44,6 +44,11 @@ def check_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"mIoU {report['runtime_miou']:.2f}, with PyTorch {report['torch_miou']:.2f}")
     if report["computed_in"] != report["precision"]:
         lines.append(f"this processor has no {report['precision']}: checked and timed in {report['computed_in']}")
+    if "stretched" in report:
+        other = report["stretched"]
+        miou = "" if other["official_miou"] is None else f", whose mIoU is {other['official_miou']:.2f}"
+        share = f"{100 * other['equal_labels']:.2f} % of the labels"
+        lines.append(f"{other['protocol']}; {share} are those of the official protocol{miou}")
     if "end_to_end" in report:
         photo = report["end_to_end"]
         lines.append(

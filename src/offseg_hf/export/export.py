@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from offseg_hf.export.runtime import (
     ExportedForUniversalSegmentation,
     ExportedMixin,
 )
+from offseg_hf.export.size import PROTOCOL, stretch
 from offseg_hf.export.trace import takes_batches, trace
 from offseg_hf.export.web.page import check_page, write_page
 from offseg_hf.inference.files import read_photo
@@ -71,13 +73,15 @@ class ExportOptions:
     Args:
         format: of the file.
         precision: that it computes in.
-        dynamic: for images of any size, instead of that which the first photo gives.
+        size: (height, width) that photos are stretched to; None for what the image processor makes of the first photo.
+        dynamic: for images of any size, instead of one.
         end_to_end: write `end_to_end.onnx` too, a graph from a photo's pixels to its labels.
         web: whether to write a page that runs it in a browser, and a folder for transformers.js, beside it.
     """
 
     format: Format = Format.onnx
     precision: Precision = Precision.fp32
+    size: tuple[int, int] | None = None
     dynamic: bool = False
     end_to_end: bool = False
     web: bool = False
@@ -95,6 +99,10 @@ class ExportOptions:
                 f"expected {self.precision} in the format {' or '.join(formats)}, got {self.format}: its runtime "
                 "would compute in float32 on the CPU"
             )
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"expected a height and a width in pixels, got --size {self.size[0]} {self.size[1]}")
+        if self.size is not None and self.dynamic:
+            raise ValueError("expected a network of one size (--size) or of any (--dynamic), got both")
         if self.dynamic and self.format == Format.aotinductor:
             raise ValueError("aotinductor compiles for one size: expected another format with --dynamic")
         if self.end_to_end and (self.dynamic or self.format != Format.onnx):
@@ -148,9 +156,16 @@ def export_model(
     exported_class = _exported_class(segmenter, options)
     if options.web:
         check_page(segmenter, options.format)
-    with new_folder(output, overwrite=overwrite) as folder:
+    with new_folder(output, overwrite=overwrite) as folder, TemporaryDirectory() as stretched:
         is_calibrated = options.precision == Precision.int8
         pictures = list(_pictures(photos[1::2] if is_calibrated else photos))
+        official, reference = None, str(model)  # label maps, where the protocol is another; what to compare with
+        if options.size is not None:
+            label_maps = [segmenter(picture) for picture in pictures]
+            if stretch(segmenter, options.size, pictures):
+                official, reference = label_maps, stretched
+                segmenter.model.save_pretrained(reference)
+                segmenter.processor.save_pretrained(reference)
         view = segmenter.prepare(pictures[0])
         example = next(_images(view)).contiguous()
         segmenter.fuse(view, (pictures[0].height, pictures[0].width))
@@ -198,11 +213,18 @@ def export_model(
         report["megabytes"] = round(sum((folder / file).stat().st_size for file in FILES[options.format]) / 1e6, 1)
         _require_alike(report, options.precision)
         if options.end_to_end:
-            report["end_to_end"] = _add_end_to_end(segmenter, folder, size, facts, pictures)
+            label_maps = official or [segmenter(picture) for picture in pictures]
+            report["end_to_end"] = _add_end_to_end(segmenter, folder, size, facts, pictures, label_maps)
         report["torch_memory_mb"], report["runtime_memory_mb"] = memory_of([str(model), str(folder)], example.shape)
         if score is not None:
-            report["torch_miou"], report["runtime_miou"] = score(str(model)), score(str(folder))
+            report["torch_miou"], report["runtime_miou"] = score(reference), score(str(folder))
             _require_alike(report, options.precision)
+        if official is not None:
+            report["stretched"] = {
+                "protocol": PROTOCOL.format(*example.shape[-2:]),
+                "equal_labels": _equal_share(map(segmenter, pictures), official),
+                "official_miou": None if score is None else score(str(model)),
+            }
         write_card(folder, report)
         if options.web:
             report["onnxruntime_web"] = write_page(folder, segmenter, exported_config, str(model))
@@ -246,7 +268,7 @@ def compare(
         "largest_difference": difference,
         "largest_logit": largest,
         "computed_in": theirs.model.network.computes_in,
-        "equal_labels": round(statistics.mean((ours(each) == theirs(each)).mean() for each in pictures), 6),
+        "equal_labels": _equal_share(map(ours, pictures), map(theirs, pictures)),
         "image": list(examples[0].shape[-2:]),
         "torch_ms": round(1000 * statistics.median(seconds[ours]), 1),
         "runtime_ms": round(1000 * statistics.median(seconds[theirs]), 1),
@@ -293,23 +315,32 @@ def _write(
 
 
 def _add_end_to_end(
-    segmenter: Segmenter, folder: Path, size: Any, facts: Mapping[str, str], pictures: Sequence[Image.Image]
+    segmenter: Segmenter,
+    folder: Path,
+    size: Any,
+    facts: Mapping[str, str],
+    pictures: Sequence[Image.Image],
+    label_maps: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-    """Write the graph from pixels to labels; return how it compares with the model under its own protocol."""
+    """Write the graph from pixels to labels; return how it compares with pictures' label maps by the protocol."""
     file = folder / photo_to_labels.FILE
     network = folder / FILES[Format.onnx][0]
     photo_to_labels.write_end_to_end(network, file, tuple(size), segmenter.processor, len(segmenter.names), facts)
-    labels_of, shares, times = photo_to_labels.open_end_to_end(file), [], []
+    labels_of, found, times = photo_to_labels.open_end_to_end(file), [], []
     for picture in pictures:
         start = time.perf_counter()
-        labels = labels_of(picture)
+        found.append(labels_of(picture))
         times.append(time.perf_counter() - start)
-        shares.append((labels == segmenter(picture)).mean())
     return {
         "protocol": photo_to_labels.PROTOCOL,
-        "equal_labels": round(statistics.mean(shares), 6),
+        "equal_labels": _equal_share(found, label_maps),
         "ms": round(1000 * statistics.median(times), 1),
     }
+
+
+def _equal_share(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
+    """Return the share of equal labels, a mean over label maps."""
+    return round(statistics.mean((one == other).mean() for one, other in zip(found, expected, strict=True)), 6)
 
 
 def _facts(segmenter: Segmenter, name: str, options: ExportOptions) -> dict[str, str]:
