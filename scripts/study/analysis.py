@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from offseg_hf.data.label_sets import distinct_colors
 from offseg_hf.evaluation.comparison import statistics
-from offseg_hf.evaluation.image_counts import PerImage
+from offseg_hf.evaluation.image_counts import PerImage, mean_of_numbers, ratio
 from offseg_hf.visualization.style import DPI, chart_style
 from study.arms import ARMS, Table
 from study.runs import SCORES, Run
@@ -173,6 +173,34 @@ class DataSetResults:
         more = [hits[arm, seed] - hits[self.table.reference, seed] for seed in self.seeds_of(arm)]
         return 100 * np.array(more) / self.labeled[photos].sum()
 
+    def region_groups(self) -> Iterator[tuple[str, bool]]:
+        """Yield the boundaries of classes in the labels, as Boundary IoU has them, and all other pixels."""
+        share = 100 * np.sum(self.first.record["in_boundaries"]) / self.labeled.sum()
+        yield f"in boundaries, {share:.0f} % of the pixels", True
+        yield "elsewhere", False
+
+    def region_gains(self, arm: str, in_boundaries: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return what an arm has more of mIoU and of pixel accuracy than the reference in a region, (seeds,) each."""
+        scores = {
+            (name, seed): self._region_scores(name, seed, in_boundaries)
+            for name in (arm, self.table.reference)
+            for seed in self.seeds_of(arm)
+        }
+        gains = [scores[arm, seed] - scores[self.table.reference, seed] for seed in self.seeds_of(arm)]
+        miou, accuracy = np.transpose(gains)
+        return miou, accuracy
+
+    def _region_scores(self, arm: str, seed: int, in_boundaries: bool) -> np.ndarray:
+        """Return mIoU and pixel accuracy in a region, in %."""
+        confusion = np.array(self.runs[arm, seed].record["in_boundaries"])  # labels by predictions
+        there = np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)])
+        if not in_boundaries:
+            of = self.tables[arm, seed]
+            there = np.stack([pixels.sum(axis=0) for pixels in (of.hits, of.labeled, of.predicted)]) - there
+        hits, labeled, predicted = there
+        miou = mean_of_numbers(ratio(hits, labeled + predicted - hits))
+        return 100 * np.array([miou, hits.sum() / labeled.sum()])
+
 
 def summary(results: DataSetResults) -> dict:
     """Return all figures, for results.json."""
@@ -262,7 +290,7 @@ def class_table(results: DataSetResults) -> str:
 
 
 def where_table(results: DataSetResults) -> str:
-    """Write, in Markdown, where the arms gain: in IoU of rare and common classes, in accuracy of simple photos."""
+    """Write, in Markdown, where the arms gain: in which classes, which photos, and in boundaries or elsewhere."""
     rows = [
         [f"IoU: {title}", *(_of_seeds(results.class_gains(arm)[:, part].mean(axis=1)) for arm in results.others)]
         for title, part in results.class_groups()
@@ -271,6 +299,10 @@ def where_table(results: DataSetResults) -> str:
         [f"accuracy: {title}", *(_of_seeds(results.accuracy_gains(arm, part)) for arm in results.others)]
         for title, part in results.photo_groups()
     ]
+    for title, in_boundaries in results.region_groups():
+        gains = [results.region_gains(arm, in_boundaries) for arm in results.others]
+        for score, of_arms in zip(("mIoU", "accuracy"), zip(*gains, strict=True), strict=True):
+            rows.append([f"{score}: {title}", *map(_of_seeds, of_arms)])
     return markdown_table(["", *results.others], rows)
 
 

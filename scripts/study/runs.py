@@ -81,7 +81,7 @@ class DataSetRuns:
         model = arm.head(model)
         losses += learn(model, arm.multiplier, range(switch, phase.iterations))
         trained = time.process_time()
-        counts = evaluate(model, tested, self.photos[1])
+        counts, in_boundaries = evaluate(model, tested, self.photos[1])
         scores = statistics(counts.per_image())
         record = {
             "data": {"name": self.source.name, "split": self.split, "classes": list(self.photos[1].labels.names)},
@@ -93,6 +93,7 @@ class DataSetRuns:
             "seconds": {"training": round(trained - begin, 1), "test": round(time.process_time() - trained, 1)},
             **{score: float(scores[score].item()) for score in SCORES},
             "loss": [round(loss, 4) for loss in losses],
+            "in_boundaries": in_boundaries.tolist(),
             "offsets": offset_statistics(model, tested),
         }
         with replacing(self._folder(name, seed)) as folder:

@@ -8,6 +8,7 @@ import torch
 from offset_statistics import centred, class_attention, class_offset, logit_parts
 from torch import Tensor
 
+from offseg_hf.evaluation.boundary import boundary_width, in_boundary
 from offseg_hf.evaluation.image_counts import ImageCounts
 from offseg_hf.evaluation.metric import MeanIoU
 from offseg_hf.models.image_operations import upsampled_argmax
@@ -151,10 +152,12 @@ def batches(views: Sequence[View], size: int, iterations: int, seed: int) -> Ite
 
 
 @torch.no_grad()
-def evaluate(model: Segmenter, maps: Maps, photos: Photos) -> ImageCounts:
-    """Count confusions and boundaries of every photo, at the size that all have."""
+def evaluate(model: Segmenter, maps: Maps, photos: Photos) -> tuple[ImageCounts, Tensor]:
+    """Count confusions and boundaries of every photo, at the size that all have, and confusions in boundaries."""
     model.eval()
     counts = ImageCounts(len(photos.labels))
+    in_boundaries = MeanIoU(counts.num_classes, IGNORE_INDEX)
+    width = boundary_width(*photos.label_maps.shape[1:])
     for index, name in enumerate(photos.names):
         label_map = photos.label_maps[index].long()
         (logits,) = model(maps[slice(index, index + 1)])
@@ -162,7 +165,8 @@ def evaluate(model: Segmenter, maps: Maps, photos: Photos) -> ImageCounts:
         metric = MeanIoU(counts.num_classes, IGNORE_INDEX)
         metric.update(prediction, label_map)
         counts.add(index, name, metric.confusion_matrix, prediction, label_map, None)
-    return counts
+        in_boundaries.update(prediction, label_map.where(in_boundary(label_map[None], width)[0], IGNORE_INDEX))
+    return counts, in_boundaries.confusion_matrix
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from study.training import Maps, Phase, Recipe, View, batches, train
 from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
 
 from offseg_hf.data.scenes.folder import write_scenes
+from offseg_hf.evaluation.boundary import boundary_width, in_boundary
 from tests.comparison import assert_same_outputs
 from tests.processes import run_script
 
@@ -263,6 +264,22 @@ def test_where_an_arm_gains(runs):
     assert np.array_equal(sum(photos), np.ones(len(results.labeled)))
     everywhere = results.accuracy_gains("offsets", np.ones(len(results.labeled), bool))
     assert everywhere.tolist() == pytest.approx(list(results.differences["offsets", PLAIN]["aAcc"].by_seed.values()))
+
+
+def test_boundaries_and_the_rest_make_the_whole(runs):
+    results = DataSetResults(list(read_runs(runs.output)), TABLES["warm-start"])
+    regions = [in_boundaries for _, in_boundaries in results.region_groups()]
+    assert regions == [True, False]
+    of_labels = np.zeros((2, results.labeled.shape[1]))
+    for label_map in runs.photos[1].label_maps:
+        inside = in_boundary(label_map[None], boundary_width(*label_map.shape))[0]
+        for row, where in zip(of_labels, (inside, ~inside), strict=True):
+            row += np.bincount(label_map[where].numpy(), minlength=256)[: len(row)]
+    assert np.array_equal(np.sum(results.first.record["in_boundaries"], axis=1), of_labels[0])
+    shares = of_labels.sum(axis=1) / of_labels.sum()
+    gains = [results.region_gains("offsets", region)[1] for region in regions]
+    whole = results.differences["offsets", PLAIN]["aAcc"].by_seed
+    assert list(np.average(gains, axis=0, weights=shares)) == pytest.approx(list(whole.values()))
 
 
 def test_new_heads_are_compared_with_the_plain_one(runs):
