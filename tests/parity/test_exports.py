@@ -27,21 +27,21 @@ from tests.webgpu import outside_webgpu
 
 # The only one that every `make test` exports; the larger photo is seen through windows of the same network.
 FAST = "offseg-t-ade.image-375x500"
-# Of photos that are seen whole, or through windows as high as the photo.
-ANY_SIZE = ("segnext", "mask2former")
+WINDOW = (512, 512)
+ANY_SIZE = "segnext"  # its photos are seen whole
 
 
 @pytest.fixture(scope="module")
 def files_of(tmp_path_factory):
-    """A function preset -> the folder of its network as ONNX and for OpenVINO."""
+    """A function preset and (height, width) -> the folder of its network as ONNX and for OpenVINO."""
 
     @cache
-    def export(preset: str) -> Path:
+    def export(preset: str, height: int, width: int) -> Path:
         folder = tmp_path_factory.mktemp(preset)
         is_universal = preset.startswith("mask2former")
         outputs = class_of(is_universal).outputs
         model = converted(preset) if is_universal else fused(preset)
-        program = trace(model, outputs, torch.zeros(1, 3, 512, 512), dynamic=preset.startswith(ANY_SIZE))
+        program = trace(model, outputs, torch.zeros(1, 3, height, width), dynamic=preset.startswith(ANY_SIZE))
         export_onnx(program, folder / "model.onnx", outputs, {})
         convert_to_openvino(folder / "model.onnx", folder / "model.xml", {})
         return folder
@@ -59,28 +59,30 @@ def class_of(is_universal: bool) -> type:
 def test_photo(name, format, file, files_of):
     golden, preset, size = load(name)
     is_universal = preset.startswith("mask2former")
+    inputs = inputs_of(preset, size)
+    seen = tuple(inputs["pixel_values"].shape[-2:]) if is_universal else WINDOW
     config = (ExportedUniversalConfig if is_universal else ExportedConfig)(
         format=format,
-        size=None if preset.startswith(ANY_SIZE) else (512, 512),
+        size=None if preset.startswith(ANY_SIZE) else seen,
         id2label=converted(preset).config.id2label,
         label2id=converted(preset).config.label2id,
     )
-    model = class_of(is_universal)(config, open_network(files_of(preset) / file, format, "fp32")).eval()
-    outputs = model(**inputs_of(preset, size))
+    model = class_of(is_universal)(config, open_network(files_of(preset, *seen) / file, format, "fp32")).eval()
+    outputs = model(**inputs)
     (labels,) = get_preset(preset).image_processor().post_process_semantic_segmentation(outputs, target_sizes=[size])
     assert_label_map(labels.numpy(), golden)
 
 
 def test_a_browser_computes_it_on_the_gpu(files_of):
     """Every node, as it was seen with onnxruntime-node's WebGPU provider."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(files_of("offseg-t-ade") / "model.onnx")).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(files_of("offseg-t-ade", *WINDOW) / "model.onnx")).graph
     assert len(graph.node) > 1000 and not outside_webgpu(graph)
     assert not {node.op_type for node in graph.node if node.op_type in ("Loop", "If") or "Sequence" in node.op_type}
 
 
 def test_openvino_has_known_shapes_and_no_tables(files_of):
     """What is constant is computed before, unless that makes the file larger than ONNX's."""
-    folder = files_of("offseg-t-ade")
+    folder = files_of("offseg-t-ade", *WINDOW)
     assert 'type="ShapeOf"' not in (folder / "model.xml").read_text()
     assert (folder / "model.bin").stat().st_size <= (folder / "model.onnx").stat().st_size
 

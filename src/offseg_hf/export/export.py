@@ -154,6 +154,12 @@ def export_model(
     if isinstance(segmenter.model, ExportedMixin):
         raise ValueError(f"{model} is an exported model: export the model that it was made of")
     exported_class = _exported_class(segmenter, options)
+    encoder: Any = getattr(segmenter.model.config, "backbone_config", None)
+    if options.dynamic and getattr(encoder, "window_size", None):
+        raise ValueError(
+            f"{model} has an encoder of windows ({encoder.model_type}), whose number changes with the size: it is "
+            "traced for one size. Pass --size HEIGHT WIDTH in the place of --dynamic"
+        )
     if options.web:
         check_page(segmenter, options.format)
     with new_folder(output, overwrite=overwrite) as folder, TemporaryDirectory() as stretched:
