@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, BatchFeature
+from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
 from offseg_hf import __version__
 from offseg_hf.data.scenes.street import render_scene
@@ -33,7 +33,7 @@ from offseg_hf.export.runtime import (
     ExportedForUniversalSegmentation,
     ExportedMixin,
 )
-from offseg_hf.export.size import PROTOCOL, stretch
+from offseg_hf.export.size import PROTOCOL, images_of, stretch
 from offseg_hf.export.trace import takes_batches, trace
 from offseg_hf.export.web.page import check_page, write_page
 from offseg_hf.inference.files import read_photo
@@ -173,13 +173,13 @@ def export_model(
                 segmenter.model.save_pretrained(reference)
                 segmenter.processor.save_pretrained(reference)
         view = segmenter.prepare(pictures[0])
-        example = next(_images(view)).contiguous()
+        example = next(images_of(view)).contiguous()
         segmenter.fuse(view, (pictures[0].height, pictures[0].width))
         facts = _facts(segmenter, str(model), options)
         seen = (
             image.contiguous() if options.dynamic else _of_size(image, example.shape[-2:])
             for path in (photos[::2] if is_calibrated else ())
-            for image in _images(segmenter.prepare(read_photo(path)))
+            for image in images_of(segmenter.prepare(read_photo(path)))
         )
         network = segmenter.network
         assert isinstance(network, nn.Module)
@@ -373,16 +373,6 @@ def _pictures(photos: Sequence[Path]) -> Iterator[Image.Image]:
         yield from map(read_photo, photos[:CHECKED_PHOTOS])
     else:
         yield from (render_scene(seed, SCENE_SIZE)[0] for seed in range(CHECKED_PHOTOS))
-
-
-def _images(inputs: BatchFeature) -> Iterator[torch.Tensor]:
-    """Yield what the network sees of a photo: its windows, or the whole image; each (1, channels, height, width)."""
-    pixel_values = inputs["pixel_values"]
-    if "windows" not in inputs:
-        yield pixel_values
-        return
-    for top, left, bottom, right in inputs["windows"][0].tolist():
-        yield pixel_values[..., top:bottom, left:right]
 
 
 def _of_size(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """A network of one size that the user chooses, which photos are stretched to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
 
 from offseg_hf.inference.segmenter import Segmenter
 
@@ -10,12 +12,14 @@ from offseg_hf.inference.segmenter import Segmenter
 PROTOCOL = "not the official protocol: photos are stretched to {1}x{0} and seen whole"
 
 
-def sees(segmenter: Segmenter, photo: Image.Image) -> list[tuple[int, int]]:
-    """Return the (height, width) of each image that the network gets of a photo: its windows, or the whole."""
-    inputs = segmenter.prepare(photo)
+def images_of(inputs: BatchFeature) -> Iterator[Tensor]:
+    """Yield what the network gets of a photo: its windows, or the whole image; each (1, channels, height, width)."""
+    pixel_values = inputs["pixel_values"]
     if "windows" not in inputs:
-        return [tuple(inputs["pixel_values"].shape[-2:])]
-    return [(bottom - top, right - left) for top, left, bottom, right in inputs["windows"][0].tolist()]
+        yield pixel_values
+        return
+    for top, left, bottom, right in inputs["windows"][0].tolist():
+        yield pixel_values[..., top:bottom, left:right]
 
 
 def stretch(segmenter: Segmenter, size: tuple[int, int], photos: Sequence[Image.Image]) -> bool:
@@ -24,15 +28,16 @@ def stretch(segmenter: Segmenter, size: tuple[int, int], photos: Sequence[Image.
     Args:
         segmenter: The model, whose image processor is changed.
         size: Of the images that the network gets.
-        photos: To try it on.
+        photos: To try it on, also on their sides: not only photos of their shape are to be seen so.
 
     Returns:
-        Whether that takes another protocol: not where all that the network gets of the photos is of the size already.
+        Whether that takes another protocol: not where all that the network gets of photos is of the size already.
 
     Raises:
         ValueError: For an image processor that gives images of other sizes.
     """
-    if all(seen == size for photo in photos for seen in sees(segmenter, photo)):
+    photos = [*photos, *(photo.transpose(Image.Transpose.ROTATE_90) for photo in photos)]
+    if _sizes(segmenter, photos) == {size}:
         return False
     processor = segmenter.processor
     processor.size = type(processor.size)(height=size[0], width=size[1])
@@ -40,11 +45,14 @@ def stretch(segmenter: Segmenter, size: tuple[int, int], photos: Sequence[Image.
     for name, value in {"do_center_crop": False, "window_size": None}.items():
         if hasattr(processor, name):
             setattr(processor, name, value)
-    for photo in photos:
-        for height, width in sees(segmenter, photo):
-            if (height, width) != size:
-                raise ValueError(
-                    f"the model cannot see photos at {size[0]} x {size[1]} (height x width): its "
-                    f"{type(processor).__name__} makes {height} x {width} of it: pass --size {height} {width}"
-                )
+    for height, width in _sizes(segmenter, photos) - {size}:
+        raise ValueError(
+            f"the model cannot see photos at {size[0]} x {size[1]} (height x width): its {type(processor).__name__} "
+            f"makes {height} x {width} of it: pass --size {height} {width}"
+        )
     return True
+
+
+def _sizes(segmenter: Segmenter, photos: Sequence[Image.Image]) -> set[tuple[int, int]]:
+    images = (image for photo in photos for image in images_of(segmenter.prepare(photo)))
+    return {(image.shape[-2], image.shape[-1]) for image in images}
