@@ -114,7 +114,11 @@ TABLES = {
         pairs=(("offsets", "control"), ("class", "control"), ("class", "offsets"), ("offsets-slow", "offsets")),
         origin=BASE,
     ),
-    "new-head": Table("a new head", (BASE, "norm", "paper", "zero-slow", "zero-slow-no-norm", "last-quarter")),
+    "new-head": Table(
+        "a new head",
+        (BASE, "norm", "paper", "zero-slow", "zero-slow-no-norm", "last-quarter"),
+        pairs=(("paper", "norm"), ("zero-slow-no-norm", "zero-slow"), ("last-quarter", "paper")),
+    ),
 }
 
 
