@@ -22,7 +22,7 @@ from offseg_hf.benchmark.subject import Subject, export_subject, subject_of
 from offseg_hf.benchmark.worker import Task
 from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
-from offseg_hf.export.export import PACKAGES, PRECISIONS
+from offseg_hf.export.export import FORMATS, PACKAGES
 from offseg_hf.export.runtime import RUNTIMES
 from offseg_hf.inference.files import read_photo
 from offseg_hf.utils.extras import require
@@ -275,7 +275,7 @@ def _devices() -> list[str]:
 def _precisions(runtime: Runtime, device: str, options: BenchmarkOptions) -> set[Precision]:
     """Return those of a runtime that were asked for, or that it computes in without asking for photos or patience."""
     if runtime in RUNTIMES:
-        possible = {precision for precision, (formats, _) in PRECISIONS.items() if runtime in formats}
+        possible = {precision for precision, formats in FORMATS.items() if runtime in formats}
         usual = {Precision.fp32, Precision.bf16}
     else:
         possible = {Precision.fp32, Precision.bf16} | (set() if device == "cpu" else {Precision.fp16})

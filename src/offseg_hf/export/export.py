@@ -22,6 +22,7 @@ from offseg_hf.data.scenes.street import render_scene
 from offseg_hf.export import Format, Precision
 from offseg_hf.export import end_to_end as photo_to_labels
 from offseg_hf.export.card import write_card
+from offseg_hf.export.check import compare, equal_share, require_alike
 from offseg_hf.export.memory import memory_of
 from offseg_hf.export.onnx import export_onnx, quantize, to_half
 from offseg_hf.export.openvino import convert_to_openvino
@@ -42,19 +43,16 @@ from offseg_hf.utils.extras import require
 from offseg_hf.utils.files import new_folder
 
 
-# Precision -> formats that have it, and the share of a photo's labels that must stay.
-PRECISIONS = {
-    Precision.fp32: (tuple(Format), 0.999),
-    Precision.fp16: ((Format.onnx,), 0.99),
-    Precision.bf16: ((Format.openvino,), 0.97),
-    Precision.int8: ((Format.onnx, Format.openvino), 0.95),
+# The formats that have a precision.
+FORMATS: dict[Precision, tuple[Format, ...]] = {
+    Precision.fp32: tuple(Format),
+    Precision.fp16: (Format.onnx,),
+    Precision.bf16: (Format.openvino,),
+    Precision.int8: (Format.onnx, Format.openvino),
 }
-LOST_MIOU = {Precision.fp32: 0.1, Precision.fp16: 0.2, Precision.bf16: 0.5, Precision.int8: 1.0}  # at most, of 100
-LARGEST_DIFFERENCE = 1e-3  # of logits in fp32, relative to the largest
 CHECKED_PHOTOS = 4
 CHECKED_SIZES = ((2, 61, 97), (1, 96, 160))  # of graphs for any size, beside that of the photos: batch, height, width
 CALIBRATION_IMAGES = 32
-REPEATS = 5
 SCENE_SIZE = (512, 384)
 REPORT_FILE = "export.json"
 # What each format is written and read with, as Python imports it.
@@ -93,7 +91,7 @@ class ExportOptions:
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
-        formats, _ = PRECISIONS[Precision(self.precision)]
+        formats = FORMATS[Precision(self.precision)]
         if Format(self.format) not in formats:
             raise ValueError(
                 f"expected {self.precision} in the format {' or '.join(formats)}, got {self.format}: its runtime "
@@ -148,30 +146,19 @@ def export_model(
     options.check()
     for package in PACKAGES[options.format]:
         require(package, "export")
-    if options.precision == Precision.int8 and len(photos) < 2:
+    is_calibrated = options.precision == Precision.int8
+    if is_calibrated and len(photos) < 2:
         raise ValueError("int8 needs photos to calibrate with: pass two or more, as the model is to see (--photos)")
     segmenter = Segmenter(model, "cpu")
-    if isinstance(segmenter.model, ExportedMixin):
-        raise ValueError(f"{model} is an exported model: export the model that it was made of")
-    exported_class = _exported_class(segmenter, options)
-    encoder: Any = getattr(segmenter.model.config, "backbone_config", None)
-    if options.dynamic and getattr(encoder, "window_size", None):
-        raise ValueError(
-            f"{model} has an encoder of windows ({encoder.model_type}), whose number changes with the size: it is "
-            "traced for one size. Pass --size HEIGHT WIDTH in the place of --dynamic"
-        )
+    exported_class = _exported_class(segmenter, options, str(model))
     if options.web:
         check_page(segmenter, options.format)
-    with new_folder(output, overwrite=overwrite) as folder, TemporaryDirectory() as stretched:
-        is_calibrated = options.precision == Precision.int8
+    with new_folder(output, overwrite=overwrite) as folder:
         pictures = list(_pictures(photos[1::2] if is_calibrated else photos))
-        official, reference = None, str(model)  # label maps, where the protocol is another; what to compare with
+        official = None  # label maps by the official protocol, where the network's is another
         if options.size is not None:
             label_maps = [segmenter(picture) for picture in pictures]
-            if stretch(segmenter, options.size, pictures):
-                official, reference = label_maps, stretched
-                segmenter.model.save_pretrained(reference)
-                segmenter.processor.save_pretrained(reference)
+            official = label_maps if stretch(segmenter, options.size, pictures) else None
         view = segmenter.prepare(pictures[0])
         example = next(images_of(view)).contiguous()
         segmenter.fuse(view, (pictures[0].height, pictures[0].width))
@@ -185,104 +172,68 @@ def export_model(
         assert isinstance(network, nn.Module)
         program = trace(network, exported_class.outputs, example, dynamic=options.dynamic, batches=options.batches)
         _write(program, folder, exported_class.outputs, options, facts, islice(seen, CALIBRATION_IMAGES))
-        config = segmenter.model.config
-        size = None if options.dynamic else list(example.shape[-2:])
-        exported_config = exported_class.config_class(
+        config = exported_class.config_class(
             format=options.format,
             precision=options.precision,
-            size=size,
+            size=None if options.dynamic else list(example.shape[-2:]),
             batch_size=None if takes_batches(program) else 1,
             num_channels=example.shape[1],
             num_parameters=segmenter.model.num_parameters(),
             source=json.loads(facts["source"]),
             sha256=_digest(folder / FILES[options.format][-1]),
-            id2label=dict(config.id2label),
-            label2id=dict(config.label2id),
+            id2label=dict(segmenter.model.config.id2label),
+            label2id=dict(segmenter.model.config.label2id),
             architectures=[exported_class.__name__],
         )
-        exported_config.save_pretrained(folder)
+        config.save_pretrained(folder)
         segmenter.processor.save_pretrained(folder)
-        images = [torch.randn(batch, example.shape[1], *side) for batch, *side in CHECKED_SIZES if options.dynamic]
-        if size is not None and exported_config.batch_size is None:
-            images.append(torch.cat([example.flip(3), example]))
+
+        exported, label_maps = Segmenter(folder, "cpu"), [segmenter(picture) for picture in pictures]
         report: dict[str, Any] = {
             "model": str(model),
             "format": options.format,
             "precision": options.precision,
-            "size": size,
-            "batch_size": exported_config.batch_size,
+            "size": config.size,
+            "batch_size": config.batch_size,
             "offseg_hf": __version__,
             "photos": len(pictures),
             "generated": not photos,
-            **compare(segmenter, Segmenter(folder, "cpu"), pictures, [example, *images]),
+            "megabytes": round(sum((folder / file).stat().st_size for file in FILES[options.format]) / 1e6, 1),
+            **compare(segmenter, exported, [example, *_of_other_shapes(example, config)]),
+            "equal_labels": equal_share(map(exported, pictures), label_maps),
         }
-        report["megabytes"] = round(sum((folder / file).stat().st_size for file in FILES[options.format]) / 1e6, 1)
-        _require_alike(report, options.precision)
+        require_alike(report)
         if options.end_to_end:
-            label_maps = official or [segmenter(picture) for picture in pictures]
-            report["end_to_end"] = _add_end_to_end(segmenter, folder, size, facts, pictures, label_maps)
+            expected = label_maps if official is None else official
+            report["end_to_end"] = _add_end_to_end(segmenter, folder, config.size, facts, pictures, expected)
         report["torch_memory_mb"], report["runtime_memory_mb"] = memory_of([str(model), str(folder)], example.shape)
         if score is not None:
-            report["torch_miou"], report["runtime_miou"] = score(reference), score(str(folder))
-            _require_alike(report, options.precision)
+            report["torch_miou"] = score(str(model)) if official is None else _score_stretched(segmenter, score)
+            report["runtime_miou"] = score(str(folder))
+            require_alike(report)
         if official is not None:
             report["stretched"] = {
                 "protocol": PROTOCOL.format(*example.shape[-2:]),
-                "equal_labels": _equal_share(map(segmenter, pictures), official),
+                "equal_labels": equal_share(label_maps, official),
                 "official_miou": None if score is None else score(str(model)),
             }
         write_card(folder, report)
         if options.web:
-            report["onnxruntime_web"] = write_page(folder, segmenter, exported_config, str(model))
+            report["onnxruntime_web"] = write_page(folder, segmenter, config, str(model))
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 
-def compare(
-    ours: Segmenter, theirs: Segmenter, pictures: Sequence[Image.Image], examples: Sequence[torch.Tensor]
-) -> dict[str, Any]:
-    """Compare an exported model with the model it is of.
-
-    Args:
-        ours: the model.
-        theirs: what was exported.
-        pictures: photos, whose label maps are compared.
-        examples: images whose logits are compared; the first ones are timed, in turns.
-
-    Returns:
-        The part of the report that says how they differ.
-    """
-    difference = largest = 0.0
-    for example in reversed(examples):
-        seconds: dict[Segmenter, list[float]] = {ours: [], theirs: []}
-        results: dict[Segmenter, list[torch.Tensor]] = {}
-        with torch.inference_mode():
-            for _ in range(REPEATS if example is examples[0] else 1):
-                for each, times in seconds.items():
-                    start = time.perf_counter()
-                    outputs = each.network(pixel_values=example)
-                    times.append(time.perf_counter() - start)
-                    results[each] = [outputs[name] for name in theirs.model.outputs]
-        for expected, got in zip(results[ours], results[theirs], strict=True):
-            if expected.shape != got.shape:
-                raise ValueError(
-                    f"expected outputs of the shape {tuple(expected.shape)}, got {tuple(got.shape)} of the export"
-                )
-            difference = max(difference, float((expected - got).abs().max()))
-            largest = max(largest, float(expected.abs().max()))
-    return {
-        "largest_difference": difference,
-        "largest_logit": largest,
-        "computed_in": theirs.model.network.computes_in,
-        "equal_labels": _equal_share(map(ours, pictures), map(theirs, pictures)),
-        "image": list(examples[0].shape[-2:]),
-        "torch_ms": round(1000 * statistics.median(seconds[ours]), 1),
-        "runtime_ms": round(1000 * statistics.median(seconds[theirs]), 1),
-    }
-
-
-def _exported_class(segmenter: Segmenter, options: ExportOptions) -> Any:
-    """Return the class of what is exported."""
+def _exported_class(segmenter: Segmenter, options: ExportOptions, name: str) -> Any:
+    """Return the class of what is exported of a model; raise ValueError for a model that cannot be."""
+    if isinstance(segmenter.model, ExportedMixin):
+        raise ValueError(f"{name} is an exported model: export the model that it was made of")
+    encoder: Any = getattr(segmenter.model.config, "backbone_config", None)
+    if options.dynamic and getattr(encoder, "window_size", None):
+        raise ValueError(
+            f"{name} has an encoder of windows ({encoder.model_type}), whose number changes with the size: it is "
+            "traced for one size. Pass --size HEIGHT WIDTH in the place of --dynamic"
+        )
     if type(segmenter.model.config) not in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
         return ExportedForSemanticSegmentation
     if options.end_to_end or options.web:
@@ -339,14 +290,24 @@ def _add_end_to_end(
         times.append(time.perf_counter() - start)
     return {
         "protocol": photo_to_labels.PROTOCOL,
-        "equal_labels": _equal_share(found, label_maps),
+        "equal_labels": equal_share(found, label_maps),
         "ms": round(1000 * statistics.median(times), 1),
     }
 
 
-def _equal_share(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
-    """Return the share of equal labels, a mean over label maps."""
-    return round(statistics.mean((one == other).mean() for one, other in zip(found, expected, strict=True)), 6)
+def _score_stretched(segmenter: Segmenter, score: Callable[[str], float]) -> float:
+    """Return the mIoU of a model that sees photos as its image processor is set now."""
+    with TemporaryDirectory() as folder:
+        segmenter.model.save_pretrained(folder)
+        segmenter.processor.save_pretrained(folder)
+        return score(folder)
+
+
+def _of_other_shapes(example: torch.Tensor, config: Any) -> list[torch.Tensor]:
+    """Return images of other numbers and sizes, if an export takes them."""
+    if config.size is None:
+        return [torch.randn(batch, example.shape[1], *size) for batch, *size in CHECKED_SIZES]
+    return [torch.cat([example.flip(3), example])] if config.batch_size is None else []
 
 
 def _facts(segmenter: Segmenter, name: str, options: ExportOptions) -> dict[str, str]:
@@ -389,30 +350,3 @@ def _of_size(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _require_alike(report: Mapping[str, Any], precision: Precision) -> None:
-    """Raise ValueError for an export that differs by more than its precision explains."""
-    (_, share), found = PRECISIONS[precision], []
-    if precision == Precision.fp32 and report["largest_difference"] > LARGEST_DIFFERENCE * report["largest_logit"]:
-        found.append(
-            f"logits up to {report['largest_logit']:.3g} that differ by {LARGEST_DIFFERENCE:g} of that at most, got "
-            f"{report['largest_difference']:.2g}"
-        )
-    if report["equal_labels"] < share:
-        found.append(
-            f"{100 * share:g} % of equal labels on {report['photos']} photos, got {100 * report['equal_labels']:.2f} %"
-        )
-    lost = report.get("torch_miou", 0) - report.get("runtime_miou", 0)
-    if lost > LOST_MIOU[precision]:
-        found.append(f"at most {LOST_MIOU[precision]:g} points of mIoU lost, got {lost:.2f}")
-    if found:
-        raise ValueError(
-            f"the export differs from the model by more than {precision} explains, and is not kept: expected "
-            + "; and ".join(found)
-            + (
-                ""
-                if precision == Precision.fp32
-                else "; try fp32, or photos like those that it was trained on (--photos)"
-            )
-        )
