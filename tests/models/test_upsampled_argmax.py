@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from offseg_hf.models import image_operations as module
-from offseg_hf.models.image_operations import upsampled_argmax, upsampled_argmax_of_rows
+from offseg_hf.models.image_operations import (
+    Upsampled,
+    upsampled,
+    upsampled_argmax,
+    upsampled_argmax_of_parts,
+    upsampled_argmax_of_rows,
+)
 
 
 SIZES = [
@@ -103,6 +109,42 @@ def test_memory_changes_nothing(size, kind, band_values):
     assert read == sorted(read)
     most_rows = max(1, band_values // (11 * 23)) + 1
     assert all(bottom - top <= most_rows for top, bottom in read)
+
+
+@pytest.mark.parametrize("part_size", [(1, 1), (5, 7), (3, 100), (16, 22), (100, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(81, 100), (9, 250), (17, 23), (10, 11), (3, 2)])
+def test_parts_change_nothing(size, kind, part_size):
+    """Whether all classes are asked for, or those that win somewhere in a part."""
+    scores = kind(11, 17, 23)
+    read = []
+
+    def read_part(rows, columns, classes):
+        part = scores[:, rows, columns]
+        read.append((len(part) if classes is None else len(classes), *part.shape[1:]))
+        return part if classes is None else part[classes]
+
+    def contenders(rows, places):
+        parts = [scores[:, rows, columns] for columns in places]
+        could_win = [part.amax(dim=(1, 2)) >= part.amin(dim=(1, 2)).max() for part in parts]
+        return [could.nonzero()[:, 0] for could in could_win]
+
+    arguments = (scores.shape[1:], size, scores.device, part_size)
+    require_same(upsampled_argmax_of_parts(read_part, *arguments), scores, size)
+    require_same(upsampled_argmax_of_parts(read_part, *arguments, contenders), scores, size)
+    assert all(rows <= part_size[0] + 1 and columns <= part_size[1] + 1 for _, rows, columns in read)
+    assert min(number for number, _, _ in read) > 1  # where one class alone can win, nothing is computed
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_a_part_of_upsampled_scores(old, new):
+    scores = smooth(5, *old)
+    whole, some = upsampled(scores, new), torch.tensor([0, 3])
+    part = Upsampled(scores, new)
+    middle = slice(new[0] // 3, new[0] // 3 + (new[0] + 1) // 2), slice(new[1] // 4, new[1] // 4 + (new[1] + 1) // 2)
+    for rows, columns in (middle, (middle[0], slice(0, new[1])), (slice(0, new[0]), slice(new[1] - 1, new[1]))):
+        torch.testing.assert_close(part.part(rows, columns), whole[:, rows, columns], rtol=0, atol=1e-5)
+        torch.testing.assert_close(part.part(rows, columns, some), whole[some][:, rows, columns], rtol=0, atol=1e-5)
 
 
 def test_the_first_of_equal_classes_wins():

@@ -115,7 +115,7 @@ def _predict_view(
 ) -> tuple[Tensor, Tensor | None]:
     if "windows" in inputs:
         (image,) = averaged_windows(lambda crops: model(crops).logits, **inputs)
-        label_map, num_classes = image.label_map(size), len(image.windows[0][2])
+        label_map, num_classes = image.label_map(size), len(image.windows[0].logits)
         scores_at = partial(image.scores_at, size)
     else:
         outputs = model(**inputs)

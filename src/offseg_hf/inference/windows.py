@@ -1,22 +1,28 @@
 """A network on the windows of images, and the label maps of their averaged scores.
 
-What a model averages into scores of all classes at every pixel (`sliding_window_logits`) is averaged here row by row,
-and only the label map is kept. The network is any function of crops: a model, or what was exported of it.
+What a model averages into scores of all classes at every pixel (`sliding_window_logits`) is averaged here part by
+part, of the classes that could win there, and only the label map is kept. The network is any function of crops: a
+model, or what was exported of it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
 from offseg_hf.inference.confidence import confidence_of_rows
-from offseg_hf.models.image_operations import upsampled_argmax_of_rows, upsampled_rows
+from offseg_hf.models.image_operations import Upsampled, upsampled_argmax_of_parts
 from offseg_hf.models.modeling_utils import window_logits
 
 
+# Rows and columns whose scores are averaged together, of the classes that can win there: the smaller, the fewer. Where
+# the label map is larger than the image, each part takes more steps, and fewer of them less time.
+PART_SIZE, UPSAMPLED_PART_SIZE = (32, 64), (64, 128)
 # Columns of which is asked together which classes can win there: some strides of the networks here.
-COLUMNS_OF_BLOCK = 16
+COLUMNS_OF_BLOCK = 32
 # Above this share of the classes, leaving out the others takes as long as it saves.
 MOST_CONTENDERS = 0.75
 
@@ -57,6 +63,26 @@ def averaged_windows(
     return images
 
 
+@dataclass(frozen=True)
+class Window:
+    """What the network says of a part of an image.
+
+    Args:
+        rows: of the image, that it sees.
+        columns: of the image.
+        logits: float32 (classes, any height, any width), contiguous.
+    """
+
+    rows: slice
+    columns: slice
+    logits: Tensor
+
+    @cached_property
+    def upsampled(self) -> Upsampled:
+        """Return the scores of every pixel that it sees."""
+        return Upsampled(self.logits, (self.rows.stop - self.rows.start, self.columns.stop - self.columns.start))
+
+
 @dataclass
 class AveragedWindows:
     """The scores of an image, averaged over the windows that see a pixel; computed when they are asked for.
@@ -66,37 +92,42 @@ class AveragedWindows:
     """
 
     size: tuple[int, int]
-    windows: list[tuple[slice, slice, Tensor]] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
 
     def add(self, rows: slice, columns: slice, logits: Tensor) -> None:
         """Take the logits (classes, any height, any width) of the window at some rows and columns."""
-        self.windows.append((rows, columns, logits.float().contiguous()))
+        self.windows.append(Window(rows, columns, logits.float().contiguous()))
 
-    def rows(self, begin: int, end: int, classes: Tensor | None = None) -> Tensor:
-        """Return the scores of the rows from `begin` to `end` (exclusive): (classes, end - begin, width), float32.
+    def part(self, rows: slice, columns: slice, classes: Tensor | None = None) -> Tensor:
+        """Return the scores of some rows and columns, float32 (classes, rows, columns); of all classes, or of some."""
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        seen = []
+        for window in self.windows:
+            y, x = _common(rows, window.rows), _common(columns, window.columns)
+            if y.start < y.stop and x.start < x.stop:
+                scores = window.upsampled.part(_from(y, window.rows.start), _from(x, window.columns.start), classes)
+                seen.append((_from(y, rows.start), _from(x, columns.start), scores))
+        whole = [scores for _, _, scores in seen if scores.shape[1:] == size]
+        if len(whole) == len(seen):
+            return reduce(torch.add, whole) / len(seen)
+        total = seen[0][2].new_zeros((len(seen[0][2]), *size))
+        count = total.new_zeros(size)
+        for y, x, scores in seen:
+            total[:, y, x] += scores
+            count[y, x] += 1
+        return total.div_(count)
 
-        Of all classes, or of those with some indices.
-        """
-        width = max(columns.stop for _, columns, _ in self.windows)
-        number = len(self.windows[0][2]) if classes is None else len(classes)
-        total = self.windows[0][2].new_zeros((number, end - begin, width))
-        count = total.new_zeros((end - begin, width))
-        for rows, columns, logits in self.windows:
-            first, last = max(begin, rows.start), min(end, rows.stop)
-            if first < last:
-                size = (rows.stop - rows.start, columns.stop - columns.start)
-                seen = slice(first - begin, last - begin)
-                logits = logits if classes is None else logits[classes]
-                total[:, seen, columns] += upsampled_rows(logits, size, first - rows.start, last - rows.start)
-                count[seen, columns] += 1
-        if (count != 1).any():
-            total.div_(count.clamp_(min=1))
-        return total[..., : self.size[1]]
+    def rows(self, begin: int, end: int) -> Tensor:
+        """Return the scores of the rows from `begin` to `end` (exclusive): (classes, end - begin, width), float32."""
+        return self.part(slice(begin, end), slice(0, self.size[1]))
 
     def label_map(self, size: tuple[int, int]) -> Tensor:
         """Return the class of every pixel, int64, at another size (height, width), usually that of the photo."""
-        device = self.windows[0][2].device
-        return upsampled_argmax_of_rows(self.rows, self.shape, size, device, contenders=self._contenders)
+        device = self.windows[0].logits.device
+        part_size = UPSAMPLED_PART_SIZE if math.prod(size) > math.prod(self.size) else PART_SIZE
+        if device.type != "cpu":  # many small steps are what accelerators are slow at
+            part_size = (part_size[0], self.size[1])
+        return upsampled_argmax_of_parts(self.part, self.size, size, device, part_size, self._contenders)
 
     def confidence(self, label_map: Tensor) -> Tensor:
         """Return how probable the class of every pixel of a label map is, from 0 to 1: `confidence_of_rows`."""
@@ -107,59 +138,62 @@ class AveragedWindows:
         (y, low, high, down), (x, left, right, along) = (
             _neighbors(*lengths, places) for lengths, places in zip(zip(self.size, size), (rows, columns))
         )
-        logits = self.windows[0][2]
+        logits = self.windows[0].logits
         total = logits.new_zeros((len(logits), len(y), len(x)))
         count = logits.new_zeros((len(y), len(x)))
-        for window_rows, window_columns, logits in self.windows:
-            window_size = (window_rows.stop - window_rows.start, window_columns.stop - window_columns.start)
+        for window in self.windows:
             seen = [
                 slice(*torch.searchsorted(places, torch.tensor([part.start, part.stop])).tolist())
-                for places, part in ((y, window_rows), (x, window_columns))
+                for places, part in ((y, window.rows), (x, window.columns))
             ]
-            places = (y[seen[0]] - window_rows.start, x[seen[1]] - window_columns.start)
+            places = (y[seen[0]] - window.rows.start, x[seen[1]] - window.columns.start)
             if all(map(len, places)):
-                total[:, seen[0], seen[1]] += upsampled_at(logits, window_size, *places)
+                total[:, seen[0], seen[1]] += upsampled_at(window.logits, window.upsampled.size, *places)
                 count[seen[0], seen[1]] += 1
         return _interpolated(total.div_(count), (low, high, down), (left, right, along))
 
-    def _contenders(self, begin: int, end: int) -> Tensor | None:
-        """Return the classes that could be the best anywhere between two rows; None if nearly all could.
+    def _contenders(self, rows: slice, columns: Sequence[slice]) -> list[Tensor | None]:
+        """Return the classes that could be the best somewhere in some rows, for each of some columns; None for all.
 
         An interpolated score is between those around it, and an average between those of the windows. So a class is
         out where another one's least score is above its largest. This is asked of blocks of columns, each of which
         has the first column of the next one too: whatever is interpolated again lies in one of them.
         """
-        logits = self.windows[0][2]
+        logits = self.windows[0].logits
         starts = torch.arange(0, self.size[1], COLUMNS_OF_BLOCK, device=logits.device)
         stops = (starts + COLUMNS_OF_BLOCK).clamp(max=self.size[1] - 1)  # inclusive
         largest = logits.new_full((len(logits), len(starts)), -torch.inf)
         least = logits.new_full((len(logits), len(starts)), torch.inf)
-        for rows, columns, logits in self.windows:
-            top, bottom = max(begin, rows.start), min(end, rows.stop) - 1
-            seen = ((starts < columns.stop) & (stops >= columns.start)).nonzero()[:, 0]
-            if top > bottom or not len(seen):
+        for window in self.windows:
+            y, x, logits = _common(rows, window.rows), window.columns, window.logits
+            seen = ((starts < x.stop) & (stops >= x.start)).nonzero()[:, 0]
+            if y.start >= y.stop or not len(seen):
                 continue
-            places = torch.tensor([top, bottom]) - rows.start
-            first, last = _span(logits.shape[1], rows.stop - rows.start, *places)
+            places = torch.tensor([y.start, y.stop - 1]) - window.rows.start
+            first, last = _span(logits.shape[1], window.rows.stop - window.rows.start, *places)
             part = logits[:, first : last + 1]
             left, right = _span(
                 logits.shape[2],
-                columns.stop - columns.start,
-                starts[seen].clamp(min=columns.start) - columns.start,
-                stops[seen].clamp(max=columns.stop - 1) - columns.start,
+                x.stop - x.start,
+                starts[seen].clamp(min=x.start) - x.start,
+                stops[seen].clamp(max=x.stop - 1) - x.start,
             )
             steps = torch.arange(int((right - left).max()) + 1, device=logits.device)
             index = torch.minimum(left[:, None] + steps, right[:, None])
             largest[:, seen] = torch.maximum(largest[:, seen], part.amax(dim=1)[:, index].amax(dim=2))
             least[:, seen] = torch.minimum(least[:, seen], part.amin(dim=1)[:, index].amin(dim=2))
-        could_win = (~(largest < least.amax(dim=0))).any(dim=1)  # what is not a number excludes none
-        classes = could_win.nonzero()[:, 0]
-        return classes if len(classes) <= MOST_CONTENDERS * len(could_win) else None
+        could_win = ~(largest < least.amax(dim=0))  # what is not a number excludes none
+        found = []
+        for place in columns:
+            blocks = slice(place.start // COLUMNS_OF_BLOCK, -(-place.stop // COLUMNS_OF_BLOCK))
+            classes = could_win[:, blocks].any(dim=1).nonzero()[:, 0]
+            found.append(classes if len(classes) <= MOST_CONTENDERS * len(could_win) else None)
+        return found
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return (classes, height, width) of all scores."""
-        return len(self.windows[0][2]), *self.size
+        return len(self.windows[0].logits), *self.size
 
 
 @dataclass
@@ -182,9 +216,10 @@ class RunningScores:
 
     def add_windows(self, image: AveragedWindows) -> None:
         """Average the scores of a frame that is seen through windows."""
-        averages = self([scores for _, _, scores in image.windows])
-        boxes = [(rows, columns) for rows, columns, _ in image.windows]
-        image.windows = [(*box, scores) for box, scores in zip(boxes, averages, strict=True)]
+        averages = self([window.logits for window in image.windows])
+        image.windows = [
+            Window(window.rows, window.columns, logits) for window, logits in zip(image.windows, averages, strict=True)
+        ]
 
 
 def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
@@ -205,6 +240,16 @@ def upsampled_at(scores: Tensor, size: tuple[int, int], rows: Tensor, columns: T
     (y, *vertical), (x, *horizontal) = axes
     needed = scores.index_select(1, y.to(scores.device)).index_select(2, x.to(scores.device)).float()
     return _interpolated(needed, vertical, horizontal)
+
+
+def _common(one: slice, other: slice) -> slice:
+    """Return what is in both; it may be empty, or less."""
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def _from(places: slice, begin: int) -> slice:
+    """Return places counted from another one."""
+    return slice(places.start - begin, places.stop - begin)
 
 
 def _span(old: int, new: int, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,15 @@ classes. Hence two exact rules:
 - A class whose largest corner is below the smallest corner of another class wins nowhere in the cell. The few that
   remain are interpolated, and compared pixel by pixel.
 
-Bands of rows are worked on one after the other, so that memory stays bounded, and scores may be computed as they are
-asked for. A band in which the rules exclude little (noise) is upsampled whole.
+Bands of rows, or parts of them, are worked on one after the other, so that memory stays bounded, and scores may be
+computed as they are asked for. A band in which the rules exclude little (noise) is upsampled whole.
 """
 
 import base64
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http.client import HTTPException
 from io import BytesIO
 from typing import Any
@@ -382,10 +383,39 @@ def upsampled(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[None].contiguous(), size=size, mode="bilinear", align_corners=False)[0]
 
 
-def upsampled_rows(scores: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Return the rows from `top` to `bottom` (exclusive) of `upsampled(scores, size)`, to rounding."""
-    rows = _Axis.of(scores.shape[1], size[0], scores.device)
-    return _upsampled_part(scores, rows, slice(top, bottom), size[1])
+@dataclass(frozen=True)
+class Upsampled:
+    """Scores at another size, of which parts are computed when they are asked for.
+
+    Args:
+        scores: float32 (classes, height, width).
+        size: (height, width) that they are interpolated to, bilinearly.
+    """
+
+    scores: Tensor
+    size: tuple[int, int]
+
+    def part(self, rows: slice, columns: slice, classes: Tensor | None = None) -> Tensor:
+        """Return some rows and columns of `upsampled(scores, size)`, to rounding; of all classes, or of some."""
+        y, x = self._rows.needed(rows), self._columns.needed(columns)
+        is_whole = columns == slice(0, self.size[1])  # which torch interpolates in less time than a product takes
+        scores = self.scores[:, y] if is_whole else self.scores[:, y, x]
+        scores = scores if classes is None else scores[classes]
+        if is_whole:
+            wide = F.interpolate(scores.contiguous(), size=self.size[1], mode="linear")
+        else:
+            wide = scores @ self._columns.weights[columns, x].T
+        return self._rows.weights[rows, y] @ wide
+
+    @cached_property
+    def _rows(self) -> "_Axis":
+        """Return where the rows lie between those of the scores."""
+        return _Axis.of(self.scores.shape[1], self.size[0], self.scores.device)
+
+    @cached_property
+    def _columns(self) -> "_Axis":
+        """Return where the columns lie between those of the scores."""
+        return _Axis.of(self.scores.shape[2], self.size[1], self.scores.device)
 
 
 def upsampled_argmax(scores: Tensor, size: tuple[int, int], band_values: int = BAND_VALUES) -> Tensor:
@@ -408,12 +438,11 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], band_values: int = B
 
 
 def upsampled_argmax_of_rows(
-    read_rows: Callable[..., Tensor],
+    read_rows: Callable[[int, int], Tensor],
     shape: tuple[int, int, int],
     size: tuple[int, int],
     device: torch.device,
     band_values: int = BAND_VALUES,
-    contenders: Callable[[int, int], Tensor | None] | None = None,
 ) -> Tensor:
     """Return what `upsampled_argmax` does, of scores that are computed band by band.
 
@@ -424,43 +453,74 @@ def upsampled_argmax_of_rows(
         size: (height, width) of the label map.
         device: of the scores and the label map.
         band_values: how many scores are worked on at a time.
-        contenders: tells which classes can win between two rows, of which alone `read_rows` is then asked, as a third
-            argument: int64 in their order, or None for all.
 
     Returns:
         Label map, int64, of `size`.
     """
     classes, height, width = shape
-    rows, columns = _Axis.of(height, size[0], device), _Axis.of(width, size[1], device)
+    part_size = (max(1, band_values // (classes * width)), width)
+    return upsampled_argmax_of_parts(
+        lambda rows, *_: read_rows(rows.start, rows.stop), (height, width), size, device, part_size
+    )
+
+
+def upsampled_argmax_of_parts(
+    read: Callable[[slice, slice, Tensor | None], Tensor],
+    shape: tuple[int, int],
+    size: tuple[int, int],
+    device: torch.device,
+    part_size: tuple[int, int],
+    contenders: Callable[[slice, Sequence[slice]], Sequence[Tensor | None]] | None = None,
+) -> Tensor:
+    """Return what `upsampled_argmax` does, of scores that are computed part by part.
+
+    Args:
+        read: gives some rows and columns of the scores, (classes, rows, columns); its third argument are the classes
+            that are wanted, int64 in their order, or None for all.
+        shape: (height, width) of all scores.
+        size: (height, width) of the label map.
+        device: of the scores and the label map.
+        part_size: most rows and columns of the scores in a part, beside one row and one column of the next ones.
+        contenders: tells which classes can win in some rows, in each of some columns: as `read` is asked for them.
+
+    Returns:
+        Label map, int64, of `size`.
+    """
+    down, across = _Axis.of(shape[0], size[0], device), _Axis.of(shape[1], size[1], device)
     label_map = torch.empty(size, dtype=torch.int64, device=device)
-    step = max(1, band_values // (classes * width))
-    has_cells = size[0] * size[1] > height * width
-    for top in range(0, height, step):
-        bottom = min(top + step, height)
-        band_rows = rows.between(top, bottom)
-        if not len(band_rows.low):
+    has_cells = size[0] * size[1] > shape[0] * shape[1]
+    parts = [across.between(left, min(left + part_size[1], shape[1])) for left in range(0, shape[1], part_size[1])]
+    parts = [columns for columns in parts if len(columns.low)]
+    places = [columns.reach for columns in parts]
+    for top in range(0, shape[0], part_size[0]):
+        rows = down.between(top, min(top + part_size[0], shape[0]))
+        if not len(rows.low):
             continue
-        part = (top, min(bottom + 1, height))
-        names = contenders(*part) if contenders else None
-        band = (read_rows(*part) if names is None else read_rows(*part, names)).float()
-        target = label_map[band_rows.first : band_rows.first + len(band_rows.low)]
-        if size == (height, width):
-            target.copy_(band[:, : len(target)].max(dim=0).indices)
-        elif has_cells and _few_can_win(band):
-            _fill_by_cells(band, band_rows, columns, target)
-        else:
-            _fill_whole(band, band_rows, columns, target)
-        if names is not None:
-            target.copy_(names[target])
+        classes = [None] * len(parts) if contenders is None else contenders(rows.reach, places)
+        for columns, place, names in zip(parts, places, classes, strict=True):
+            target = label_map[rows.pixels, columns.pixels]
+            if names is not None and len(names) == 1:
+                target.fill_(names[0])
+                continue
+            part = read(rows.reach, place, names).float()
+            if shape == size:
+                target.copy_(part[:, : target.shape[0], : target.shape[1]].max(dim=0).indices)  # faster than argmax
+            elif has_cells and _few_can_win(part):
+                _fill_by_cells(part, rows, columns, target)
+            else:
+                _fill_whole(part, rows, columns, target)
+            if names is not None:
+                target.copy_(names[target])
     return label_map
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where the pixels of one axis lie between scores.
+    """Where the pixels of one axis lie between scores, or some of the pixels between some of the scores.
 
     Of every pixel: `low`, the score before it, and the weights of that one and the next. Of every score: how many
-    pixels follow before the next score (`count`), and the first of them (`start`).
+    pixels follow before the next score (`count`), and the first of them (`start`). `begin` and `first` tell which
+    score and which pixel of the axis are the first here; there are `old` scores in the whole axis.
     """
 
     low: Tensor
@@ -468,6 +528,8 @@ class _Axis:
     high_weight: Tensor
     count: Tensor
     start: Tensor
+    old: int
+    begin: int = 0
     first: int = 0
 
     @classmethod
@@ -490,10 +552,12 @@ class _Axis:
         low_weight, high_weight = (weights.gather(0, ((low + after) % 3)[None])[0] for after in (0, 1))
         high_weight = torch.where(low == old - 1, 0.0, high_weight)
         count = torch.bincount(low, minlength=old)
-        return cls(low, low_weight, high_weight, count, count.cumsum(0) - count)
+        return cls(low, low_weight, high_weight, count, count.cumsum(0) - count, old)
 
     def between(self, begin: int, end: int) -> "_Axis":
         """Return the pixels after the scores from `begin` to `end` (exclusive), counted from `begin`."""
+        if (begin, end) == (0, self.old):
+            return self
         first, number = int(self.start[begin]), int(self.count[begin:end].sum())
         pixels = slice(first, first + number)
         return _Axis(
@@ -502,8 +566,33 @@ class _Axis:
             self.high_weight[pixels],
             self.count[begin:end],
             self.start[begin:end] - first,
+            self.old,
+            begin,
             first,
         )
+
+    @property
+    def pixels(self) -> slice:
+        """Return which pixels of the axis are here."""
+        return slice(self.first, self.first + len(self.low))
+
+    @property
+    def reach(self) -> slice:
+        """Return which scores of the axis the pixels here lie between: those here, and the next one."""
+        return slice(self.begin, min(self.begin + len(self.count) + 1, self.old))
+
+    def needed(self, pixels: slice) -> slice:
+        """Return which scores some pixels lie between."""
+        low = self.low[pixels]
+        return slice(int(low[0]), min(int(low[-1]) + 2, self.old))
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Return how much of each score is in each pixel: (pixels, scores), the next one among them."""
+        reach = self.reach.stop - self.begin
+        weights = self.low_weight.new_zeros(len(self.low), reach)
+        weights.scatter_(1, self.low[:, None], self.low_weight[:, None])
+        return weights.scatter_add_(1, (self.low[:, None] + 1).clamp(max=reach - 1), self.high_weight[:, None])
 
     def pixels_of(self, cells: Tensor) -> Tensor:
         """Return the pixels (cells, most pixels of any cell) after each of some scores; the last one is repeated."""
@@ -514,17 +603,17 @@ class _Axis:
 def _few_can_win(band: Tensor) -> bool:
     """Whether, by a sample of its cells, a band takes less time by cells than it would take whole."""
     classes, height, width = band.shape
-    corners = _corners(band, torch.linspace(0, height * width - 1, SAMPLED_CELLS, device=band.device).long())
+    cells = torch.linspace(0, height * width - 1, SAMPLED_CELLS, device=band.device).long()
+    corners = _corners(band, cells // width, cells % width)
     winners = corners.max(dim=1).indices
     is_mixed = (winners != winners[0]).any(dim=0)
     cost = COST_OF_MIXED_PIXEL * (_could_win(corners) * is_mixed).sum() / SAMPLED_CELLS
     return bool(cost < classes)
 
 
-def _corners(band: Tensor, cells: Tensor) -> Tensor:
+def _corners(band: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Return the scores around some cells of a band: (top left and right, bottom left and right; classes; cells)."""
     height, width = band.shape[1:]
-    y, x = cells // width, cells % width
     below, right = (y + 1).clamp(max=height - 1), (x + 1).clamp(max=width - 1)
     scores = band.flatten(1)
     return torch.stack([scores[:, i * width + j] for i in (y, below) for j in (x, right)])
@@ -539,8 +628,8 @@ def _fill_by_cells(band: Tensor, rows: _Axis, columns: _Axis, label_map: Tensor)
     """Fill `label_map` with the winners of the cells of a band, and those with several winners pixel by pixel."""
     classes, height, width = band.shape
     winner = band.flatten(1).max(dim=0).indices.view(1, height, width).float()  # faster than argmax
-    missing = len(rows.count) + 1 - height  # below the last band there is no row
-    winner = F.pad(winner, (0, 1, 0, missing), mode="replicate")[0].long()
+    missing = len(columns.count) + 1 - width, len(rows.count) + 1 - height  # beyond the last ones there are no scores
+    winner = F.pad(winner, (0, missing[0], 0, missing[1]), mode="replicate")[0].long()
     here = winner[:-1, :-1]
     is_mixed = (here != winner[:-1, 1:]) | (here != winner[1:, :-1]) | (here != winner[1:, 1:])
     is_mixed &= (rows.count > 0)[:, None] & (columns.count > 0)
@@ -550,7 +639,7 @@ def _fill_by_cells(band: Tensor, rows: _Axis, columns: _Axis, label_map: Tensor)
     step = max(1, 4 * CACHED_VALUES // classes)
     for start in range(0, len(mixed), step):
         cells = mixed[start : start + step]
-        corners = _corners(band, cells)
+        corners = _corners(band, cells // len(columns.count), cells % len(columns.count))
         number, largest = _could_win(corners), corners.amax(dim=0)
         most = 1
         while most < int(number.max()):
@@ -591,17 +680,12 @@ def _fill_whole(band: Tensor, rows: _Axis, columns: _Axis, label_map: Tensor) ->
     width = len(columns.low)
     step = max(1, CACHED_VALUES // (len(band) * width))
     for start in range(0, len(rows.low), step):
-        part = slice(start, start + step)
-        label_map[part] = _upsampled_part(band, rows, part, width).max(dim=0).indices
-
-
-def _upsampled_part(scores: Tensor, rows: _Axis, part: slice, width: int) -> Tensor:
-    """Return some rows of upsampled scores: (classes, any height, any width) -> (classes, rows of `part`, width)."""
-    low = rows.low[part]
-    first, last = int(low[0]), min(int(low[-1]) + 2, scores.shape[1])
-    wide = F.interpolate(scores[:, first:last].float().contiguous(), size=width, mode="linear")
-    # One product in place of four gathers and sums of the large result.
-    weights = wide.new_zeros(len(low), last - first)
-    weights.scatter_(1, (low - first)[:, None], rows.low_weight[part, None])
-    high = (low - first + 1).clamp(max=last - first - 1)
-    return weights.scatter_add_(1, high[:, None], rows.high_weight[part, None]) @ wide
+        pixels = slice(start, min(start + step, len(rows.low)))
+        low = rows.low[pixels]
+        needed = slice(int(low[0]), min(int(low[-1]) + 2, band.shape[1]))
+        if len(columns.count) == columns.old:  # whole rows, which torch interpolates in less time than a product takes
+            wide = F.interpolate(band[:, needed].contiguous(), size=width, mode="linear")
+        else:
+            wide = band[:, needed] @ columns.weights.T
+        # One product in place of four gathers and sums of the large result.
+        label_map[pixels] = (rows.weights[pixels, needed] @ wide).max(dim=0).indices
