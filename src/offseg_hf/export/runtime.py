@@ -237,7 +237,14 @@ def open_network(path: Path, format: str, precision: str) -> Network:
 
     @torch.no_grad()
     def run(images: np.ndarray) -> list[np.ndarray]:
-        return [output.numpy() for output in network(pixel_values=torch.from_numpy(images))]
+        try:
+            outputs = network(pixel_values=torch.from_numpy(images))
+        except AssertionError as error:  # of sizes, which tracing takes for larger than one wherever it halves them
+            raise ValueError(
+                f"images of {images.shape[2]} x {images.shape[3]} (height x width) are not such as this program of "
+                f"PyTorch takes ({error}): use the model itself for these, or export it as ONNX"
+            ) from error
+        return [output.numpy() for output in outputs]
 
     return Network(run, precision)
 
