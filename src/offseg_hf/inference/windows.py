@@ -160,7 +160,7 @@ class AveragedWindows:
         has the first column of the next one too: whatever is interpolated again lies in one of them.
         """
         logits = self.windows[0].logits
-        starts = torch.arange(0, self.size[1], COLUMNS_OF_BLOCK, device=logits.device)
+        starts = torch.arange(0, self.size[1], COLUMNS_OF_BLOCK)
         stops = (starts + COLUMNS_OF_BLOCK).clamp(max=self.size[1] - 1)  # inclusive
         largest = logits.new_full((len(logits), len(starts)), -torch.inf)
         least = logits.new_full((len(logits), len(starts)), torch.inf)
@@ -178,15 +178,16 @@ class AveragedWindows:
                 starts[seen].clamp(min=x.start) - x.start,
                 stops[seen].clamp(max=x.stop - 1) - x.start,
             )
-            steps = torch.arange(int((right - left).max()) + 1, device=logits.device)
-            index = torch.minimum(left[:, None] + steps, right[:, None])
-            largest[:, seen] = torch.maximum(largest[:, seen], part.amax(dim=1)[:, index].amax(dim=2))
-            least[:, seen] = torch.minimum(least[:, seen], part.amin(dim=1)[:, index].amin(dim=2))
+            steps = torch.arange(int((right - left).max()) + 1)
+            index = torch.minimum(left[:, None] + steps, right[:, None]).to(logits.device)
+            blocks = seen.to(logits.device)
+            largest[:, blocks] = torch.maximum(largest[:, blocks], part.amax(dim=1)[:, index].amax(dim=2))
+            least[:, blocks] = torch.minimum(least[:, blocks], part.amin(dim=1)[:, index].amin(dim=2))
         could_win = ~(largest < least.amax(dim=0))  # what is not a number excludes none
         found = []
         for place in columns:
-            blocks = slice(place.start // COLUMNS_OF_BLOCK, -(-place.stop // COLUMNS_OF_BLOCK))
-            classes = could_win[:, blocks].any(dim=1).nonzero()[:, 0]
+            among = slice(place.start // COLUMNS_OF_BLOCK, -(-place.stop // COLUMNS_OF_BLOCK))
+            classes = could_win[:, among].any(dim=1).nonzero()[:, 0]
             found.append(classes if len(classes) <= MOST_CONTENDERS * len(could_win) else None)
         return found
 
@@ -258,7 +259,10 @@ def _span(old: int, new: int, first: Tensor, last: Tensor) -> tuple[Tensor, Tens
 
 
 def _positions(old: int, new: int, places: Tensor) -> Tensor:
-    """Return where pixels of an axis lie among `old` scores that are interpolated to `new` pixels."""
+    """Return where pixels of an axis lie among `old` scores that are interpolated to `new` pixels; on the CPU.
+
+    In float64, which accelerators of Apple do not have.
+    """
     return ((places.double() + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
 
 

@@ -542,13 +542,14 @@ class _Axis:
         residue = torch.arange(old, device=device) % 3
         signals = F.one_hot(residue, 3).T.float()[None, :, None]
         weights = F.interpolate(signals, size=(1, new), mode="bilinear", align_corners=False)[0, :, 0]
-        position = ((torch.arange(new, device=device, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp(
-            0, old - 1
-        )
+        places = torch.arange(new, dtype=torch.float64)  # on the CPU: accelerators of Apple have no float64
+        position = ((places + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
         low = position.floor().long()
+        other = torch.where(position - low > 0.5, 1, -1).to(device)
+        low = low.to(device)
         # At an integer, rounding may have put the pixel on its other side: then a score beyond the two has a weight.
         beyond = weights.gather(0, ((low + 2) % 3)[None])[0] > 0
-        low += torch.where(beyond, torch.where(position - low > 0.5, 1, -1), 0)
+        low += torch.where(beyond, other, 0)
         low_weight, high_weight = (weights.gather(0, ((low + after) % 3)[None])[0] for after in (0, 1))
         high_weight = torch.where(low == old - 1, 0.0, high_weight)
         count = torch.bincount(low, minlength=old)
