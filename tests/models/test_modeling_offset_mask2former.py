@@ -268,6 +268,14 @@ def test_config(tmp_path):
         OffsetMask2FormerConfig.from_size("swin-s")
 
 
+def test_reentrant_checkpoints_are_refused():
+    model = OffsetMask2FormerForUniversalSegmentation(OffsetMask2FormerConfig(**SMALL))
+    with pytest.raises(ValueError, match='expected {"use_reentrant": False}, the default'):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_disable()
+
+
 def test_half_precision(tmp_path):
     model = small_model().to(torch.bfloat16)
     model.save_pretrained(tmp_path)

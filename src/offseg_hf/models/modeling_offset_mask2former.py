@@ -10,9 +10,11 @@ This is the paper's model, with the official weights and mmseg's test protocol. 
 own, `apply_offset_learning` makes an `OffsetAlignmentForUniversalSegmentation`, which is transformers' in all else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerForUniversalSegmentation,
     Mask2FormerForUniversalSegmentationOutput,
@@ -78,6 +80,17 @@ class OffsetMask2FormerForUniversalSegmentation(InnerOffsetsMixin, Mask2FormerFo
     def get_input_embeddings(self) -> nn.Module:
         """Return the encoder's, which Mask2Former does not name."""
         return self.model.pixel_level_module.encoder.get_input_embeddings()
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs
+    ) -> None:
+        """Refuse reentrant parts: the decoder's layers get by keyword what these cannot send gradients through."""
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                'expected {"use_reentrant": False}, the default, for gradient checkpointing of Mask2Former, got True: '
+                "layers of its decoder get tensors by keyword, through which reentrant parts send no gradients"
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def initialize_offsets(self, module: OffsetAlignment) -> None:
         """Initialize an alignment as the configuration says."""
