@@ -11,7 +11,7 @@ the same command goes on. It computes in one thread.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from study.analysis import (
     score_table,
     statistics_table,
     summary,
+    table_of_all,
     where_table,
 )
 from study.architectures import ARCHITECTURES
@@ -100,9 +101,15 @@ def report(
     draw_differences({"\n".join(key): row for key, row in found.items()}).savefig(output / "differences.png")
     page = output / "README.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-    sections = [
-        section(ARCHITECTURES[name].title, data, of) for (name, _), row in found.items() for data, of in row.items()
-    ]
+    sections = []
+    for question, table in TABLES.items():
+        rows = {name: row for (name, of_table), row in found.items() if of_table == question}
+        all_results = [of for row in rows.values() for of in row.values()]
+        if len(all_results) > 1:
+            sections.append(section_of_all(table, all_results))
+        sections += [
+            section(ARCHITECTURES[name].title, data, of) for name, row in rows.items() for data, of in row.items()
+        ]
     page.write_text(with_tables(text, "\n\n".join(sections)), encoding="utf-8")
     print(page.read_text(encoding="utf-8"))
 
@@ -112,6 +119,16 @@ def results_of(folder: Path, table: Table) -> dict[str, DataSetResults]:
     folders = sorted(path for path in folder.glob("*") if path.is_dir())
     found = {path.name: DataSetResults(list(read_runs(path)), table) for path in folders}
     return {name: results for name, results in found.items() if results.others}
+
+
+def section_of_all(table: Table, all_results: Sequence[DataSetResults]) -> str:
+    """Return what is said of a table of all architectures and data sets together, in Markdown."""
+    parts = [
+        f"## All together, {table.title}",
+        "Differences in points of mIoU: over the seeds, each a mean of architectures and data sets, and of single pairs:",
+        table_of_all(all_results),
+    ]
+    return "\n\n".join(parts)
 
 
 def section(architecture: str, data_set: str, results: DataSetResults) -> str:

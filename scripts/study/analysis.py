@@ -268,6 +268,30 @@ def score_table(results: DataSetResults) -> str:
     return markdown_table(header, rows)
 
 
+def table_of_all(all_results: Sequence[DataSetResults]) -> str:
+    """Write, in Markdown, the differences in mIoU in all architectures and data sets, with the interval over seeds.
+
+    What varies from seed to seed is their mean; of the seeds that all of them have.
+    """
+    header = ["", "architectures and data sets", TITLES["mIoU"], "pairs ahead", "worst pair"]
+    rows = []
+    for arm, other in dict.fromkeys(pair for results in all_results for pair in results.differences):
+        found = [results.differences.get((arm, other)) for results in all_results]
+        by_seed = [of["mIoU"].by_seed for of in found if of is not None]
+        values = [value for of in by_seed for value in of.values()]
+        means = [mean(of[seed] for of in by_seed) for seed in sorted(set.intersection(*map(set, by_seed)))]
+        rows.append(
+            [
+                f"*{arm}* minus *{other}*",
+                f"{len(by_seed)}",
+                f"{mean(means):+.2f} {_written(t_interval(means))}".strip() if means else "",
+                f"{sum(value > 0 for value in values)} of {len(values)}",
+                f"{min(values):+.2f}",
+            ]
+        )
+    return markdown_table(header, rows)
+
+
 def class_table(results: DataSetResults) -> str:
     """Write, in Markdown, the IoU of each class and the differences of the arms, means of seeds."""
     reference = results.table.reference

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from study.analysis import DataSetResults, Difference
+from study.analysis import DataSetResults, Difference, table_of_all
 from study.architectures import ARCHITECTURES
 from study.arms import ARMS, BASE, PLAIN, TABLES, LinearResidual, parameter_groups
 from study.network import DEPTHS, EfficientNetLite0, name_in_file
@@ -285,6 +285,16 @@ def test_boundaries_and_the_rest_make_the_whole(runs):
 def test_new_heads_are_compared_with_the_plain_one(runs):
     results = DataSetResults(list(read_runs(runs.output)), TABLES["new-head"])
     assert results.differences.keys() == {("paper", BASE), ("last-quarter", BASE), ("last-quarter", "paper")}
+
+
+def test_all_data_sets_together(runs):
+    """Twice the same are twice as many pairs, and no other difference."""
+    results = DataSetResults(list(read_runs(runs.output)), TABLES["warm-start"])
+    of = results.differences["offsets", PLAIN]["mIoU"]
+    low, high = of.over_seeds
+    ahead = 2 * sum(value > 0 for value in of.by_seed.values())
+    row = f"| 2 | {of.mean:+.2f} [{low:+.2f}, {high:+.2f}] | {ahead} of 4 | {min(of.by_seed.values()):+.2f} |"
+    assert f"| *offsets* minus *{PLAIN}* {row}" in table_of_all([results, results])
 
 
 def test_interval_over_seeds():
