@@ -125,7 +125,7 @@ def section_of_all(table: Table, all_results: Sequence[DataSetResults]) -> str:
     """Return what is said of a table of all architectures and data sets together, in Markdown."""
     parts = [
         f"## All together, {table.title}",
-        "Differences in points of mIoU: over the seeds, each a mean of architectures and data sets, and of single pairs:",
+        "Differences in points of mIoU, over seeds, each of which is a mean of architectures and data sets:",
         table_of_all(all_results),
     ]
     return "\n\n".join(parts)
