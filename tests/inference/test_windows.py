@@ -21,7 +21,7 @@ def pictures(number, height, width):
     return F.interpolate(coarse, size=(height, width), mode="bicubic")
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 43), (70, 95), (20, 51)])
+@pytest.mark.parametrize("size", [(32, 32), (32, 43), (70, 95), (20, 51), (33, 65)])
 @pytest.mark.parametrize("target", [None, (150, 203), (17, 24)])
 def test_equals_averaging_at_every_pixel(size, target):
     pixel_values = pictures(1, *size)

@@ -186,8 +186,9 @@ class AveragedWindows:
         could_win = ~(largest < least.amax(dim=0))  # what is not a number excludes none
         found = []
         for place in columns:
-            among = slice(place.start // COLUMNS_OF_BLOCK, -(-place.stop // COLUMNS_OF_BLOCK))
-            classes = could_win[:, among].any(dim=1).nonzero()[:, 0]
+            block = place.start // COLUMNS_OF_BLOCK
+            stop = max(block + 1, -(-(place.stop - 1) // COLUMNS_OF_BLOCK))
+            classes = could_win[:, block:stop].any(dim=1).nonzero()[:, 0]
             found.append(classes if len(classes) <= MOST_CONTENDERS * len(could_win) else None)
         return found
 
