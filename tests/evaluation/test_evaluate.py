@@ -818,7 +818,8 @@ options, outputs = EvaluationOptions(streaming=True), Outputs(json_file=sys.argv
 evaluate(sys.argv[1], sys.argv[2], "val", options=options, outputs=outputs)
 """
     processes = run_together(2, script, model_folder, scenes_folder, tmp_path / "two")
-    assert [process.stdout.strip() for process in processes] == ["MAIN", "OTHER"]
+    # The last lines: torch before 2.11 says there that processes have met.
+    assert [process.stdout.splitlines()[-1] for process in processes] == ["MAIN", "OTHER"]
     two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
     assert two["environment"]["processes"] == 2
     files = Outputs(save_dir=tmp_path / "one", submission=True)

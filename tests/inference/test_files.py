@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -184,6 +185,8 @@ def test_label_map_is_that_of_the_upright_photo(tmp_path, segmenter):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr", "HSV", "LAB"])
 @pytest.mark.parametrize("size", [(1, 1), (70, 33)])
 def test_every_mode_and_size(tmp_path, segmenter, mode, size):
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read its own TIFFs of YCbCr")
     photo = Image.new(mode, size, 1) if mode in ("1", "I;16") else Image.new("RGB", size, (9, 99, 199)).convert(mode)
     path = tmp_path / "photo.tif"
     if mode in ("HSV",):  # no file format has it
@@ -328,8 +331,9 @@ def test_processes_share_the_photos(tmp_path, model_folder):
     script = "import runpy, sys; sys.argv[0] = 'offseg'; runpy.run_module('offseg_hf.cli', run_name='__main__')"
     arguments = ["segment", tmp_path / "in", "--model", model_folder, "--output", tmp_path / "out", "--device", "cpu"]
     first, second = run_together(2, script, *arguments)
-    assert first.stdout == f"3 of 3 segmented, see {tmp_path / 'out'}\n"
-    assert second.stdout == f"1 of 2 segmented, see {tmp_path / 'out'}\n" and "kept" in second.stderr
+    # The last lines: torch before 2.11 says there that processes have met.
+    assert first.stdout.splitlines()[-1] == f"3 of 3 segmented, see {tmp_path / 'out'}"
+    assert second.stdout.splitlines()[-1] == f"1 of 2 segmented, see {tmp_path / 'out'}" and "kept" in second.stderr
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 4 and kept.read_text() == "mine"
 
 

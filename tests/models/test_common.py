@@ -21,7 +21,7 @@ from offseg_hf.models.modeling_utils import checkpoint_learning_once
 from offseg_hf.zoo.families import FAMILIES as ROWS
 from offseg_hf.zoo.families import load_class
 from offseg_hf.zoo.registration import auto_model_class
-from tests.comparison import assert_same_gradients, assert_same_outputs, assert_same_weights
+from tests.comparison import ROUNDINGS, assert_same_gradients, assert_same_outputs, assert_same_weights
 from tests.processes import run_python
 from tests.tiny import EFFICIENTFORMER, FAMILIES, MSCAN, random_values, tiny_model, tiny_processor
 
@@ -75,7 +75,9 @@ def with_statistics(model: nn.Module) -> nn.Module:
 def test_batch_is_its_images(family):
     model, pixel_values = tiny_model(family), images(3, 3, 61, 96)
     separate = [tensors(model(one)) for one in pixel_values.split(1)]
-    assert_same_outputs(tensors(model(pixel_values)), [torch.cat(parts) for parts in zip(*separate, strict=True)])
+    expected = [torch.cat(parts) for parts in zip(*separate, strict=True)]
+    roundings = ROUNDINGS * (4 if family == "segnext" else 1)  # its factorization is iterated
+    assert_same_outputs(tensors(model(pixel_values)), expected, roundings)
 
 
 @every_semantic_family
