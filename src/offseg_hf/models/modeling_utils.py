@@ -30,8 +30,9 @@ from .offset_learning import OffsetAlignment
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-# Windows of one shape run together until their pixels exceed this: four of 512 x 512, one of 1024 x 1024.
-MAX_PIXELS_PER_FORWARD = 1024 * 1024
+# Windows of one shape run together until their pixels exceed this: four of 512 x 512, one of 1024 x 1024. On the CPU
+# one of 512 x 512: two of them together take as long as one after the other, or up to 1.07 times that.
+MAX_PIXELS_PER_FORWARD, MAX_PIXELS_ON_CPU = 1024 * 1024, 512 * 512
 
 # Upsampled logits that the loss works on at a time: 16 MiB of float32.
 BAND_VALUES = 2**22
@@ -278,7 +279,7 @@ def sliding_window_logits(
     pixel_values: Tensor,
     windows: Tensor,
     num_labels: int,
-    max_pixels: int = MAX_PIXELS_PER_FORWARD,
+    max_pixels: int | None = None,
 ) -> Tensor:
     """Return the logits of images, averaged over the windows that see a pixel: (batch, num_labels, height, width).
 
@@ -291,7 +292,8 @@ def sliding_window_logits(
         windows: Integers (batch, num_windows, 4), boxes (top, left, bottom, right) in pixels. Boxes of zeros are
             padding, for images with fewer windows, and are skipped. Pixels under no window get logits of 0.
         num_labels: How many logits `predict` gives.
-        max_pixels: Of the windows that are predicted together; a window alone may have more.
+        max_pixels: Of the windows that are predicted together; a window alone may have more. None for what suits the
+            device.
 
     Raises:
         ValueError: for boxes that are not inside the image.
@@ -312,12 +314,14 @@ def window_logits(
     predict: Callable[[Tensor], Tensor],
     pixel_values: Tensor,
     windows: Tensor,
-    max_pixels: int = MAX_PIXELS_PER_FORWARD,
+    max_pixels: int | None = None,
 ) -> Iterator[tuple[tuple[int, slice, slice], Tensor]]:
     """Run `predict` on all windows in batches of bounded size: of each window (image, rows, columns), and its logits.
 
     Arguments and errors are those of `sliding_window_logits`.
     """
+    if max_pixels is None:
+        max_pixels = MAX_PIXELS_ON_CPU if pixel_values.device.type == "cpu" else MAX_PIXELS_PER_FORWARD
     for (height, width), boxes in _group_by_shape(windows, pixel_values).items():
         batch_size = max(1, max_pixels // (height * width))
         for start in range(0, len(boxes), batch_size):
