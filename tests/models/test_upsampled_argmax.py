@@ -111,9 +111,9 @@ def test_memory_changes_nothing(size, kind, band_values):
     assert all(bottom - top <= most_rows for top, bottom in read)
 
 
-@pytest.mark.parametrize("part_size", [(1, 1), (5, 7), (3, 100), (16, 22), (100, 2)])
+@pytest.mark.parametrize("part_size", [(1, 1), (5, 7), (100, 2)])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(81, 100), (9, 250), (17, 23), (10, 11), (3, 2)])
+@pytest.mark.parametrize("size", [(81, 100), (9, 250), (17, 23), (3, 2)])
 def test_parts_change_nothing(size, kind, part_size):
     """Whether all classes are asked for, or those that win somewhere in a part."""
     scores = kind(11, 17, 23)
