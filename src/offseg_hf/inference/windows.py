@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from offseg_hf.inference.confidence import confidence_of_rows
-from offseg_hf.models.image_operations import Upsampled, upsampled_argmax_of_parts
+from offseg_hf.models.image_operations import Upsampled, band_size, upsampled_argmax_of_parts
 from offseg_hf.models.modeling_utils import window_logits
 
 
@@ -126,7 +126,7 @@ class AveragedWindows:
         device = self.windows[0].logits.device
         part_size = UPSAMPLED_PART_SIZE if math.prod(size) > math.prod(self.size) else PART_SIZE
         if device.type != "cpu":  # many small steps are what accelerators are slow at
-            part_size = (part_size[0], self.size[1])
+            part_size = band_size(self.shape)
         return upsampled_argmax_of_parts(self.part, self.size, size, device, part_size, self._contenders)
 
     def confidence(self, label_map: Tensor) -> Tensor:
@@ -170,11 +170,12 @@ class AveragedWindows:
             if y.start >= y.stop or not len(seen):
                 continue
             places = torch.tensor([y.start, y.stop - 1]) - window.rows.start
-            first, last = _span(logits.shape[1], window.rows.stop - window.rows.start, *places)
+            height, width = window.upsampled.size
+            first, last = _span(logits.shape[1], height, *places)
             part = logits[:, first : last + 1]
             left, right = _span(
                 logits.shape[2],
-                x.stop - x.start,
+                width,
                 starts[seen].clamp(min=x.start) - x.start,
                 stops[seen].clamp(max=x.stop - 1) - x.start,
             )

@@ -397,15 +397,7 @@ class Upsampled:
 
     def part(self, rows: slice, columns: slice, classes: Tensor | None = None) -> Tensor:
         """Return some rows and columns of `upsampled(scores, size)`, to rounding; of all classes, or of some."""
-        y, x = self._rows.needed(rows), self._columns.needed(columns)
-        is_whole = columns == slice(0, self.size[1])  # which torch interpolates in less time than a product takes
-        scores = self.scores[:, y] if is_whole else self.scores[:, y, x]
-        scores = scores if classes is None else scores[classes]
-        if is_whole:
-            wide = F.interpolate(scores.contiguous(), size=self.size[1], mode="linear")
-        else:
-            wide = scores @ self._columns.weights[columns, x].T
-        return self._rows.weights[rows, y] @ wide
+        return _upsampled_part(self.scores, self._rows, self._columns, rows, columns, classes)
 
     @cached_property
     def _rows(self) -> "_Axis":
@@ -457,11 +449,15 @@ def upsampled_argmax_of_rows(
     Returns:
         Label map, int64, of `size`.
     """
-    classes, height, width = shape
-    part_size = (max(1, band_values // (classes * width)), width)
     return upsampled_argmax_of_parts(
-        lambda rows, *_: read_rows(rows.start, rows.stop), (height, width), size, device, part_size
+        lambda rows, *_: read_rows(rows.start, rows.stop), shape[1:], size, device, band_size(shape, band_values)
     )
+
+
+def band_size(shape: tuple[int, int, int], band_values: int = BAND_VALUES) -> tuple[int, int]:
+    """Return the rows and columns of bands as wide as scores (classes, height, width), with so many values at most."""
+    classes, _, width = shape
+    return max(1, band_values // (classes * width)), width
 
 
 def upsampled_argmax_of_parts(
@@ -585,7 +581,7 @@ class _Axis:
     def needed(self, pixels: slice) -> slice:
         """Return which scores some pixels lie between."""
         low = self.low[pixels]
-        return slice(int(low[0]), min(int(low[-1]) + 2, self.old))
+        return slice(int(low[0]), min(int(low[-1]) + 2, self.reach.stop - self.begin))
 
     @cached_property
     def weights(self) -> Tensor:
@@ -682,11 +678,21 @@ def _fill_whole(band: Tensor, rows: _Axis, columns: _Axis, label_map: Tensor) ->
     step = max(1, CACHED_VALUES // (len(band) * width))
     for start in range(0, len(rows.low), step):
         pixels = slice(start, min(start + step, len(rows.low)))
-        low = rows.low[pixels]
-        needed = slice(int(low[0]), min(int(low[-1]) + 2, band.shape[1]))
-        if len(columns.count) == columns.old:  # whole rows, which torch interpolates in less time than a product takes
-            wide = F.interpolate(band[:, needed].contiguous(), size=width, mode="linear")
-        else:
-            wide = band[:, needed] @ columns.weights.T
-        # One product in place of four gathers and sums of the large result.
-        label_map[pixels] = (rows.weights[pixels, needed] @ wide).max(dim=0).indices
+        part = _upsampled_part(band, rows, columns, pixels, slice(0, width))
+        label_map[pixels] = part.max(dim=0).indices
+
+
+def _upsampled_part(
+    scores: Tensor, rows: _Axis, columns: _Axis, down: slice, across: slice, classes: Tensor | None = None
+) -> Tensor:
+    """Return the pixels `down` and `across` of upsampled scores, which begin where the axes do: (classes, ...)."""
+    y, x = rows.needed(down), columns.needed(across)
+    is_whole = (columns.old, across) == (len(columns.count), slice(0, len(columns.low)))
+    scores = scores[:, y] if is_whole else scores[:, y, x]
+    scores = scores if classes is None else scores[classes]
+    if is_whole:  # which torch interpolates in less time than a product takes
+        wide = F.interpolate(scores.contiguous(), size=len(columns.low), mode="linear")
+    else:
+        wide = scores @ columns.weights[across, x].T
+    # One product in place of four gathers and sums of the large result.
+    return rows.weights[down, y] @ wide
